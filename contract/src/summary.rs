@@ -1,0 +1,121 @@
+//! The pod in brief: what the operator follows.
+//!
+//! `GET /events` is an SSE stream of `summary` events without ids. Each is the whole state; the
+//! last one counts, none is owed.
+
+use crate::{SessionId, Usage, event::TurnError, session::SessionState};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+/// The pod in brief.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Summary {
+    /// What goes on.
+    pub activity: Activity,
+    /// Turns under way.
+    pub running_turns: u32,
+    /// Approvals that wait for somebody.
+    pub pending_approvals: u32,
+    /// All sessions of the pod since its journal began.
+    pub usage: Usage,
+    /// Providers whose key file is absent or empty.
+    pub missing_keys: Vec<String>,
+    /// The agent container.
+    pub agent: AgentSummary,
+    /// What the runner enforces on the agent.
+    pub isolation: Isolation,
+    /// The session of `spec.prompt`, once recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt_session: Option<PromptSession>,
+    /// Hash of the [`crate::pod::PodConfig`] in force, see [`crate::pod::PodConfig::hash`].
+    pub config_hash: String,
+}
+
+/// What goes on in the pod.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Activity {
+    /// The agent does not answer yet.
+    #[default]
+    Starting,
+    /// No turn runs.
+    Idle,
+    /// A turn runs.
+    Busy,
+    /// A turn waits for an approval.
+    WaitingForApproval,
+    /// A turn waits for a key.
+    WaitingForKey,
+}
+
+/// The agent container, as the sidecar sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AgentSummary {
+    /// OpenCode answers.
+    pub ready: bool,
+    /// Its version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Starts since the pod began.
+    pub starts: u32,
+    /// Why the image cannot run OpenCode, in one sentence with what to add.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unsupported: Option<String>,
+    /// One sentence, when not ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
+}
+
+/// What is and is not enforced on the agent.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Isolation {
+    /// Whether tool processes are kept from the sidecar's and OpenCode's ports.
+    pub enforced: bool,
+    /// One sentence.
+    pub message: String,
+}
+
+/// The session that `spec.prompt` started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PromptSession {
+    /// Named like the object.
+    pub session_id: SessionId,
+    /// Where it stands.
+    pub state: SessionState,
+    /// When its first turn was recorded.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub started_at: Timestamp,
+    /// When its first turn ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub finished_at: Option<Timestamp>,
+    /// Last text, cut to [`FINAL_MESSAGE_MAX`] bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub final_message: Option<String>,
+    /// Files changed, at most [`FILES_MODIFIED_MAX`].
+    #[serde(default)]
+    pub files_modified: Vec<String>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<PromptError>,
+}
+
+/// Why the first turn failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PromptError {
+    /// For machines.
+    pub code: TurnError,
+    /// For people.
+    pub message: String,
+}
+
+/// Longest `final_message` in a summary, in bytes.
+pub const FINAL_MESSAGE_MAX: usize = 4096;
+/// Most files in a summary.
+pub const FILES_MODIFIED_MAX: usize = 100;
