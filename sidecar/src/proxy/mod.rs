@@ -1,0 +1,1 @@
+//! The credential proxy. In the making.
