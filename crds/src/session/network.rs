@@ -1,0 +1,68 @@
+//! How the pod reaches the network.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// How the pod reaches the network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Network {
+    /// Further certificate authorities for calls to models.
+    #[serde(rename = "extraCABundle", skip_serializing_if = "Option::is_none")]
+    pub extra_ca_bundle: Option<ExtraCaBundle>,
+
+    /// A proxy for calls to models.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<Proxy>,
+}
+
+/// Further certificate authorities.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ExtraCaBundle {
+    /// The key of a ConfigMap in this namespace that holds certificates in PEM.
+    pub config_map: ConfigMapKeyRef,
+}
+
+/// A key of a ConfigMap in the same namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKeyRef {
+    /// Name of the ConfigMap.
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    pub name: String,
+
+    /// Key in the ConfigMap.
+    #[serde(default = "default_key")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+fn default_key() -> String {
+    "ca.crt".into()
+}
+
+/// A proxy for calls to models.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Proxy {
+    /// Where it is.
+    #[schemars(
+        length(min = 1, max = 1024),
+        extend("x-kubernetes-validations" = [
+            {
+                "rule": "isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHostname() != '' && !self.contains('@')",
+                "message": "must be an http or https URL without user info, as in http://proxy.example.com:3128",
+            },
+        ])
+    )]
+    pub http_proxy: String,
+
+    /// Hosts, domains and networks that are reached without it, separated by commas.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 4096), regex(pattern = r"^[^\x00-\x1F\x7F]+$"))]
+    pub no_proxy: Option<String>,
+}
