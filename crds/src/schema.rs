@@ -26,7 +26,6 @@ fn cleaned(crd: CustomResourceDefinition) -> CustomResourceDefinition {
         version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = json!([{
             "rule": format!("self.metadata.name.size() <= {NAME_MAX}"),
             "message": format!("metadata.name must be at most {NAME_MAX} characters, so that the names of pod and claims fit; choose a shorter one"),
-            "fieldPath": ".metadata.name",
         }]);
     }
     serde_json::from_value(value).expect("cleaning keeps the shape")
