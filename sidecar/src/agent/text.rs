@@ -1,1 +1,253 @@
-//! In the making.
+//! What of each text was said already, so that the rest can be added after any gap.
+//!
+//! Of an assistant's text only its length and a running SHA-256 are kept; of a running tool's output
+//! the last [`TAIL_MAX`] bytes, because OpenCode shows it through a window that moves.
+
+use contract::event::{Output, OutputSource};
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+/// Texts that are remembered. Beyond that the one with the lowest id is folded: ids of OpenCode
+/// ascend in time, so all that sorts at or below the highest folded id counts as said and is never
+/// said again (an update of such a text is lost; its stored copy stays with OpenCode).
+pub(crate) const MAX_PARTS: usize = 10_000;
+/// What is kept of a running tool's output: OpenCode shows 30,000 UTF-16 units, which are at most
+/// 90,000 bytes.
+pub(crate) const TAIL_MAX: usize = 96 * 1024;
+/// How OpenCode marks an output whose beginning it dropped.
+const CUT: &str = "...\n\n";
+
+/// The first `max` bytes of a text at most, whole characters, marked where something is missing.
+pub(crate) fn clip(text: &str, max: usize) -> Cow<'_, str> {
+    const MARK: &str = "…";
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let keep = text.floor_char_boundary(max.saturating_sub(MARK.len()));
+    Cow::Owned(format!("{}{MARK}", &text[..keep]))
+}
+
+/// Texts of the assistant: how much of each was said.
+#[derive(Debug, Default)]
+pub(crate) struct TextLedger {
+    parts: BTreeMap<String, Said>,
+    /// Highest id that was folded.
+    folded: Option<String>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    bytes: u64,
+    hash: Sha256,
+    /// No more pieces are believed until the whole text is known: something was missed, or it ended.
+    closed: bool,
+}
+
+impl TextLedger {
+    /// The next piece of a text, as it is typed. Nothing when the text is closed, see
+    /// [`TextLedger::settle`] and [`TextLedger::hold`].
+    pub(crate) fn delta(&mut self, part: &str, text: &str) -> Option<Output> {
+        let said = self.entry(part)?;
+        if said.closed {
+            return None;
+        }
+        said.say(part, text)
+    }
+
+    /// The whole text is known: what of it is missing, or all of it in a piece with `replace` where
+    /// something else was said. Closes the text.
+    pub(crate) fn settle(&mut self, part: &str, full: &str) -> Option<Output> {
+        let said = self.entry(part)?;
+        said.closed = true;
+        if let Some(rest) = said.rest_of(full) {
+            return said.say(part, rest);
+        }
+        *said = Said {
+            closed: true,
+            ..Said::default()
+        };
+        let text = full.to_owned();
+        said.hash.update(full);
+        said.bytes = full.len() as u64;
+        Some(Output {
+            text,
+            part_id: part.to_owned(),
+            offset: 0,
+            source: OutputSource::Assistant,
+            replace: true,
+        })
+    }
+
+    /// The text so far is known, but is not final: only adds, never replaces.
+    pub(crate) fn extend(&mut self, part: &str, so_far: &str) -> Option<Output> {
+        let said = self.entry(part)?;
+        let rest = said.rest_of(so_far)?;
+        said.say(part, rest)
+    }
+
+    /// Pieces may have been missed: waits for the whole text.
+    pub(crate) fn hold(&mut self, part: &str) {
+        if let Some(said) = self.entry(part) {
+            said.closed = true;
+        }
+    }
+
+    /// Takes note of a piece that was said before a restart. What follows it is unknown, so the text
+    /// is held.
+    pub(crate) fn restore(&mut self, output: &Output) {
+        let Some(said) = self.entry(&output.part_id) else {
+            return;
+        };
+        if output.replace {
+            *said = Said::default();
+        }
+        said.hash.update(&output.text);
+        said.bytes += output.text.len() as u64;
+        said.closed = true;
+    }
+
+    fn entry(&mut self, part: &str) -> Option<&mut Said> {
+        if !self.parts.contains_key(part) {
+            if self.folded.as_deref().is_some_and(|folded| part <= folded) {
+                return None;
+            }
+            if self.parts.len() >= MAX_PARTS {
+                self.folded = self
+                    .parts
+                    .pop_first()
+                    .map(|(id, _)| id)
+                    .max(self.folded.take());
+            }
+            self.parts.insert(part.to_owned(), Said::default());
+        }
+        self.parts.get_mut(part)
+    }
+}
+
+impl Said {
+    /// The end of `full` that was not said, if what was said is its beginning.
+    fn rest_of<'a>(&self, full: &'a str) -> Option<&'a str> {
+        let at = usize::try_from(self.bytes).ok()?;
+        let (begin, rest) = full.split_at_checked(at)?;
+        (Sha256::digest(begin) == self.hash.clone().finalize()).then_some(rest)
+    }
+
+    fn say(&mut self, part: &str, text: &str) -> Option<Output> {
+        if text.is_empty() {
+            return None;
+        }
+        let offset = self.bytes;
+        self.hash.update(text);
+        self.bytes += text.len() as u64;
+        Some(Output {
+            text: text.to_owned(),
+            part_id: part.to_owned(),
+            offset,
+            source: OutputSource::Assistant,
+            replace: false,
+        })
+    }
+}
+
+/// Output of one running tool: turns what OpenCode shows (all so far, or its end) into pieces.
+#[derive(Debug, Default)]
+pub(crate) struct ToolTail {
+    said: u64,
+    /// The end of what was said.
+    tail: String,
+}
+
+impl ToolTail {
+    /// What is new in `shown`, in time linear in its length. Where nothing of it joins what was said
+    /// before, all of it with `replace`.
+    ///
+    /// Where a tool repeats itself so much that the window looks the same at two places, the longest
+    /// overlap is taken: repeated lines may be said fewer times than printed.
+    pub(crate) fn show(&mut self, call: &str, shown: &str) -> Option<Output> {
+        if self.said == 0 {
+            return self.say(call, shown, false);
+        }
+        // Nothing was dropped of the tail yet, so it is all that was said.
+        if self.said == self.tail.len() as u64
+            && let Some(rest) = shown.strip_prefix(self.tail.as_str())
+        {
+            return self.say(call, rest, false);
+        }
+        if let Some(window) = shown.strip_prefix(CUT) {
+            // Half a character at the cut reads as U+FFFD and joins nothing.
+            let window = window.strip_prefix('\u{FFFD}').unwrap_or(window);
+            let joined = overlap(self.tail.as_bytes(), window.as_bytes());
+            if joined > 0 && window.is_char_boundary(joined) {
+                return self.say(call, &window[joined..], false);
+            }
+        }
+        self.say(call, shown, true)
+    }
+
+    /// Takes note of a piece that was said before a restart.
+    pub(crate) fn restore(&mut self, output: &Output) {
+        if output.replace {
+            *self = Self::default();
+        }
+        self.push(&output.text);
+    }
+
+    fn say(&mut self, call: &str, text: &str, replace: bool) -> Option<Output> {
+        if text.is_empty() && !replace {
+            return None;
+        }
+        if replace {
+            *self = Self::default();
+        }
+        let offset = self.said;
+        self.push(text);
+        Some(Output {
+            text: text.to_owned(),
+            part_id: call.to_owned(),
+            offset,
+            source: OutputSource::Tool,
+            replace,
+        })
+    }
+
+    fn push(&mut self, text: &str) {
+        self.said += text.len() as u64;
+        if text.len() >= TAIL_MAX {
+            self.tail.clear();
+            self.tail
+                .push_str(&text[text.ceil_char_boundary(text.len() - TAIL_MAX)..]);
+            return;
+        }
+        self.tail.push_str(text);
+        // Twice the size before it is cut, so that a byte is moved at most once on average.
+        if self.tail.len() > 2 * TAIL_MAX {
+            let from = self.tail.ceil_char_boundary(self.tail.len() - TAIL_MAX);
+            self.tail.drain(..from);
+        }
+    }
+}
+
+/// Length of the longest end of `before` that is a beginning of `after`, by the failure function of
+/// Knuth, Morris and Pratt: linear in both.
+fn overlap(before: &[u8], after: &[u8]) -> usize {
+    let before = &before[before.len() - before.len().min(after.len())..];
+    // fallback[i]: the longest proper end of after[..=i] that is also its beginning.
+    let mut fallback = vec![0; after.len()];
+    let mut matched = 0;
+    for at in 1..after.len() {
+        while matched > 0 && after[at] != after[matched] {
+            matched = fallback[matched - 1];
+        }
+        matched += usize::from(after[at] == after[matched]);
+        fallback[at] = matched;
+    }
+    matched = 0;
+    for byte in before {
+        while matched > 0 && (matched == after.len() || after[matched] != *byte) {
+            matched = fallback[matched - 1];
+        }
+        matched += usize::from(after.get(matched) == Some(byte));
+    }
+    matched
+}
