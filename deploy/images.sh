@@ -201,12 +201,12 @@ stage() {
     cp "$BIN_DIR/$binary" "$context/$binary"
     # Symbols are for those who debug, not for every node that pulls.
     strip "$context/$binary" 2>/dev/null || true
+    chmod 755 "$context/$binary"
   done
   case $target in
-    operator | sidecar) cp /etc/ssl/certs/ca-certificates.crt "$context/" ;;
+    operator | sidecar) install -m 644 /etc/ssl/certs/ca-certificates.crt "$context/" ;;
     opencode) ln "$OPENCODE" "$context/opencode" 2>/dev/null || cp "$OPENCODE" "$context/opencode" ;;
   esac
-  find "$context" -type f ! -name opencode -exec chmod 755 {} +
 }
 # A program header of type INTERP names the loader of a dynamic binary.
 file_is_dynamic() { LC_ALL=C grep -aqE '/lib(64)?/ld-(linux|musl)[a-z0-9_-]*\.so' <(head -c 8192 "$1"); }

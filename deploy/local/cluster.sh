@@ -39,6 +39,7 @@ usage: cluster.sh COMMAND
   load FILE...   put image archives into it
   hold -- CMD    run CMD; until it ends, nobody can take the cluster down
   build          build the binaries of the built-in cluster and stop
+  tools          see that there are kubectl and helm; print the folder of the pinned ones
 environment:
   KUBECONFIG                           a cluster that answers is used as it is
   OPENCODE_OPERATOR_CACHE              built binaries and images (now: $CACHE)
@@ -61,17 +62,12 @@ choose() {
   KIND=builtin
 }
 external_answers() {
-  local kubectl
-  kubectl=$(command -v kubectl || true)
-  if [ -z "$kubectl" ]; then
-    # A cluster without kubectl on the machine: the pinned one will do.
-    need_go
-    ensure_binary kubectl
-    link_binaries kubectl
-    kubectl=$BASE/bin/kubectl
-  fi
-  "$kubectl" --request-timeout 5s get --raw /readyz >/dev/null 2>&1
+  ensure_tools
+  client --request-timeout 5s get --raw /readyz >/dev/null 2>&1
 }
+
+# kubectl of the machine, or the pinned one; with the KUBECONFIG of the environment.
+client() { PATH=$PATH:$BASE/tools command kubectl "$@"; }
 
 chosen() { cat "$CHOICE_FILE" 2>/dev/null || true; }
 record() {
@@ -90,7 +86,8 @@ cmd_up() {
       ;;
     kind)
       say "cluster: kind ($KIND_NAME)"
-      if ! kind get clusters 2>/dev/null | grep -qx "$KIND_NAME"; then
+      ensure_tools
+      if ! [[ $'\n'$(kind get clusters 2>/dev/null)$'\n' == *$'\n'"$KIND_NAME"$'\n'* ]]; then
         timed "kind create cluster" "$BASE/kind.log" "see https://kind.sigs.k8s.io/docs/user/known-issues/, or use the built-in one: OPENCODE_OPERATOR_CLUSTER=builtin" \
           kind create cluster --name "$KIND_NAME" --kubeconfig "$BASE/kind.kubeconfig" --wait 180s || exit 1
       else
@@ -126,7 +123,7 @@ cmd_status() {
     builtin) echo "built-in cluster, kubeconfig $(cat "$KUBECONFIG_FILE")"; builtin_status ;;
     *)
       echo "cluster: $(chosen), kubeconfig $(cat "$KUBECONFIG_FILE")"
-      PATH=$PATH:$BASE/bin command kubectl --kubeconfig "$(cat "$KUBECONFIG_FILE")" --request-timeout 10s get nodes -o wide
+      client --kubeconfig "$(cat "$KUBECONFIG_FILE")" --request-timeout 10s get nodes -o wide
       ;;
   esac
 }
@@ -135,7 +132,7 @@ cmd_env() {
   need_cluster
   printf 'export KUBECONFIG=%q\n' "$(cat "$KUBECONFIG_FILE")"
   # shellcheck disable=SC2016 # $PATH is for the shell that reads this
-  printf 'export PATH=%q:$PATH\n' "$BASE/bin"
+  printf 'export PATH=%q:$PATH\n' "$BASE/tools"
 }
 
 cmd_load() {
@@ -172,6 +169,7 @@ main() {
     load) shift; [ $# -gt 0 ] || usage; cmd_load "$@" ;;
     hold) shift; cmd_hold "$@" ;;
     build) ensure_binaries ;;
+    tools) ensure_tools; printf '%s\n' "$BASE/tools" ;;
     *) usage ;;
   esac
 }

@@ -30,7 +30,7 @@ X
 }
 
 apply_addons() {
-  kubectl apply --server-side --force-conflicts -f - <<X
+  cluster_kubectl apply --server-side --force-conflicts -f - <<X
 apiVersion: v1
 kind: Service
 metadata:
@@ -97,7 +97,7 @@ X
 
 start_provisioner() {
   mkdir -p "$STATE/volumes" "$STATE/provisioner"
-  kubectl -n local-path-storage get configmap local-path-config -o 'go-template={{index .data "config.json"}}' \
+  cluster_kubectl -n local-path-storage get configmap local-path-config -o 'go-template={{index .data "config.json"}}' \
     >"$STATE/provisioner/config.json"
   POD_NAMESPACE=local-path-storage spawn local-path-provisioner "$BASE/bin/local-path-provisioner" start \
     --kubeconfig "$STATE/addons.kubeconfig" --config "$STATE/provisioner/config.json" --namespace local-path-storage \

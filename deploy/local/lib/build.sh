@@ -91,16 +91,28 @@ go_build() {
     go build -mod=readonly -trimpath -buildvcs=false -tags "$TAGS" -ldflags "$LDFLAGS" -o "$1" "$2"
 }
 
-# link_binaries: all binaries in one folder, for PATH. Built ones only.
+# link_binaries NAME...: all in one folder for the daemons, and what people call in another one that goes on their PATH.
 link_binaries() {
   local name pair dir
-  mkdir -p "$BASE/bin"
+  mkdir -p "$BASE/bin" "$BASE/tools"
   for name in "$@"; do
     recipe "$name"
     dir=$(bin_dir "$name")
     for pair in $PACKAGES; do
       ln -sfnT "$dir/${pair%%=*}" "$BASE/bin/${pair%%=*}"
+      case ${pair%%=*} in kubectl | helm) ln -sfnT "$dir/${pair%%=*}" "$BASE/tools/${pair%%=*}" ;; esac
     done
+  done
+}
+
+# kubectl and helm for clusters that are not ours: those of the machine, else the pinned ones.
+ensure_tools() {
+  local name
+  for name in kubectl helm; do
+    type -P "$name" >/dev/null && continue
+    need_go
+    ensure_binary "$name"
+    link_binaries "$name"
   done
 }
 

@@ -1,19 +1,19 @@
 # shellcheck shell=bash
 # The built-in cluster as a whole: up, health, down.
 
-kubectl() { "$BASE/bin/kubectl" --kubeconfig "$STATE/admin.kubeconfig" --request-timeout 10s "$@"; }
-server_ready() { kubectl get --raw /readyz; }
-node_ready() { [ "$(kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
+cluster_kubectl() { "$BASE/bin/kubectl" --kubeconfig "$STATE/admin.kubeconfig" --request-timeout 10s "$@"; }
+server_ready() { cluster_kubectl get --raw /readyz; }
+node_ready() { [ "$(cluster_kubectl get node node1 -o 'jsonpath={.status.conditions[?(@.type=="Ready")].status}')" = True ]; }
 dns_listens() { (exec 3<>"/dev/tcp/$NODE_IP/53") 2>/dev/null; }
 # Pods cannot be made in a namespace before its service account is there.
-service_account_there() { kubectl -n default get serviceaccount default; }
+service_account_there() { cluster_kubectl -n default get serviceaccount default; }
 
 # What is wrong with the cluster; nothing when it is well.
 builtin_ailments() {
   local name
   if [ ! -e "$STATE/complete" ]; then echo "it was never started, or its start was cut short"; return; fi
   for name in $DAEMONS; do pid_of "$name" >/dev/null || echo "$name is not running"; done
-  ip addr show dev "$BRIDGE" 2>/dev/null | grep -qF "$NODE_IP/" || echo "the bridge $BRIDGE is gone"
+  [[ $(ip addr show dev "$BRIDGE" 2>/dev/null) == *" $NODE_IP/"* ]] || echo "the bridge $BRIDGE is gone"
 }
 # Asks the cluster too; only when all processes are there, for the answer may take seconds.
 builtin_silent() {
@@ -108,5 +108,5 @@ builtin_status() {
     printf 'not well: %s\n' "$(printf '%s' "$ailments" | paste -sd ';')"
     return 1
   fi
-  kubectl get nodes -o wide
+  cluster_kubectl get nodes -o wide
 }

@@ -53,9 +53,11 @@ timed() {
 # Who has FILE open, other than this very script: the holders of a flock, also when the process that took it is gone and only
 # its children live on.
 holders() {
-  find /proc/[0-9]*/fd -lname "$1" 2>/dev/null | cut -d/ -f3 | sort -un | while read -r pid; do
+  local pid
+  # Processes vanish while they are looked at; find's complaints are no failure.
+  { find /proc/[0-9]*/fd -lname "$1" 2>/dev/null || true; } | cut -d/ -f3 | sort -un | while read -r pid; do
     # Subshells of this script have the same file open.
-    [ "$pid" = "$$" ] || [ "$(awk '/^PPid:/ {print $2}' "/proc/$pid/status" 2>/dev/null)" = "$$" ] || printf '%s ' "$pid"
+    if [ "$pid" != "$$" ] && [ "$(awk '/^PPid:/ {print $2}' "/proc/$pid/status" 2>/dev/null)" != "$$" ]; then printf '%s ' "$pid"; fi
   done
 }
 

@@ -39,8 +39,9 @@ refuse_other_node() {
       fail "a node of another Kubernetes cluster runs on this machine (it has the firewall table 'ip kube-proxy')." \
         "Set KUBECONFIG to use that cluster."
     fi
-    if ip -4 -o addr show | grep -qF " $NODE_IP/"; then
-      fail "the address $NODE_IP, which the built-in cluster needs, is taken:" "$(ip -4 -o addr show | grep -F " $NODE_IP/")"
+    # Not "| grep -q", here and elsewhere: it ends before it has read all, and with pipefail the writer's broken pipe counts.
+    if [[ $(ip -4 -o addr show) == *" $NODE_IP/"* ]]; then
+      fail "the address $NODE_IP, which the built-in cluster needs, is taken:" "$(ip -4 -o addr show to "$NODE_IP")"
     fi
   fi
 }
