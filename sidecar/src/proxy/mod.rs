@@ -5,9 +5,29 @@
 //! exception: bytes equal to the key are starred, so that no echo brings it to the agent.
 
 pub(crate) mod alias;
+mod answer;
 pub(crate) mod bindings;
+mod edit;
 mod endpoint;
+mod guard;
+mod inbound;
+mod mask;
+mod observe;
+mod refusal;
+mod serve;
+mod server;
 pub(crate) mod target;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
 
 pub(crate) use bindings::Bindings;
+pub(crate) use observe::{Metrics, Observation, Observer, What};
+pub(crate) use serve::serve;
+pub(crate) use server::Proxy;
 pub(crate) use target::{Api, KeySource, Target};
+pub(crate) use upstream::ProxyError;
+
+/// Largest body of a request, in bytes.
+pub(crate) const BODY_MAX: usize = 64 * 1024 * 1024;

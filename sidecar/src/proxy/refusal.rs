@@ -1,0 +1,134 @@
+//! Answers of the proxy itself, in the shape of the provider's errors, so that OpenCode shows them
+//! as it shows theirs.
+
+use super::target::Api;
+use axum::{
+    Json,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use serde_json::json;
+
+/// Why a call is not answered by the provider. OpenCode repeats what is 5xx and gives up on 4xx.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) status: StatusCode,
+    /// Stable, for people and tests.
+    pub(crate) code: &'static str,
+    message: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            code,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+    }
+
+    pub(crate) fn too_large() -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload_too_large",
+            format!("the request is larger than {} MiB", super::BODY_MAX >> 20),
+        )
+    }
+
+    pub(crate) fn unknown_model(alias: &str) -> Self {
+        let alias: String = alias.chars().take(64).collect();
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "model_not_found",
+            format!("the model proxy knows no model {alias:?}"),
+        )
+    }
+
+    pub(crate) fn no_target() -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "session_not_found",
+            "the model proxy has no model of this API for this session",
+        )
+    }
+
+    pub(crate) fn key_missing(provider: &str) -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "key_missing",
+            format!(
+                "the key of provider {provider:?} is missing or cannot be used: check its Secret"
+            ),
+        )
+    }
+
+    pub(crate) fn key_forgotten() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "key_required",
+            "the key that came with this session is gone since a restart: send api_key again with \
+             the next turn",
+        )
+    }
+
+    pub(crate) fn busy() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "busy",
+            "too many large requests to models at once",
+        )
+    }
+
+    pub(crate) fn timeout(seconds: u64) -> Self {
+        Self::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            "timeout",
+            format!("the model provider did not begin to answer within {seconds} s"),
+        )
+    }
+
+    pub(crate) fn upstream(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, code, message)
+    }
+
+    /// The answer for callers of this API.
+    pub(crate) fn into_response(self, api: Api) -> Response {
+        let Self {
+            status,
+            code,
+            message,
+        } = self;
+        let body = match api {
+            Api::Messages => json!({
+                "type": "error",
+                "error": {"type": anthropic_type(status), "message": message},
+            }),
+            Api::Chat | Api::Responses => {
+                let kind = if status.is_server_error() {
+                    "server_error"
+                } else {
+                    "invalid_request_error"
+                };
+                json!({"error": {"message": message, "type": kind, "param": null, "code": code}})
+            }
+        };
+        (status, Json(body)).into_response()
+    }
+}
+
+/// <https://docs.anthropic.com/en/api/errors>
+fn anthropic_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        401 => "authentication_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        503 => "overloaded_error",
+        504 => "timeout_error",
+        500..=599 => "api_error",
+        _ => "invalid_request_error",
+    }
+}
