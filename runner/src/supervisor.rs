@@ -1,0 +1,329 @@
+//! OpenCode's life: one process at most, started and stopped by request only.
+//!
+//! Start, Stop and Reap run one after the other under one lock. An exit is reported without it, at
+//! once; what the dead process left behind is killed under it. A start kills leftovers of the one before
+//! first, so none of them meets the new process.
+
+use crate::config::{Config, GRACE_MAX};
+use crate::reaper::{Exit, Reaper};
+use crate::relay::Relay;
+use crate::status::Status;
+use crate::{git, home, log, spawn, sweep};
+use contract::runner::{Failure, Launch, Phase, Reply};
+use rustix::process::{Pid, Signal};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{Mutex, MutexGuard, oneshot, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How long a process that got SIGKILL may take; longer only in an uninterruptible system call.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+/// How long writing to HOME may take, which may be on a network.
+const PREPARE_LIMIT: Duration = Duration::from_secs(60);
+
+/// Starts and stops OpenCode.
+#[derive(Debug)]
+pub struct Supervisor {
+    config: Config,
+    reaper: Arc<Reaper>,
+    status: Status,
+    slot: Mutex<Option<Process>>,
+    /// When the stop that is under way kills: every further stop may only bring it nearer.
+    kill_at: watch::Sender<Instant>,
+    closing: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// The process of the last start.
+#[derive(Debug)]
+struct Process {
+    launch: Launch,
+    pid: Pid,
+    generation: u64,
+    /// Its end was asked for.
+    stopping: Arc<AtomicBool>,
+    /// It ended, and its phase says so.
+    ended: CancellationToken,
+}
+
+impl Supervisor {
+    /// A supervisor without a process; its tasks are joined through `tasks`.
+    #[must_use]
+    pub fn new(config: Config, reaper: Arc<Reaper>, tasks: TaskTracker) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            reaper,
+            status: Status::new(),
+            slot: Mutex::new(None),
+            kill_at: watch::Sender::new(Instant::now()),
+            closing: CancellationToken::new(),
+            tasks,
+        })
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The state and its changes.
+    #[must_use]
+    pub fn status(&self) -> &Status {
+        &self.status
+    }
+
+    /// [`contract::runner::Request::Start`]. Not cancel safe: run it to its end.
+    pub async fn start(self: &Arc<Self>, launch: Launch) -> Reply {
+        let checked = spawn::check(&launch).and_then(|()| {
+            launch
+                .home_files
+                .keys()
+                .try_for_each(|path| home::names(path).map(drop))
+        });
+        if let Err(message) = checked {
+            return Reply::Failed {
+                code: Failure::BadRequest,
+                message,
+            };
+        }
+        let mut slot = self.slot.lock().await;
+        if self.closing.is_cancelled() {
+            return io_failure("the runner is stopping");
+        }
+        match slot.as_ref() {
+            Some(process) if process.is_alive() && process.launch == launch => {
+                return Reply::State(self.status.get());
+            }
+            Some(process) if process.is_alive() => {
+                self.stop_process(&mut slot, self.config.grace).await;
+            }
+            _ => drop(sweep::sweep(&self.reaper, None).await),
+        }
+        if slot.as_ref().is_some_and(Process::is_alive) {
+            return io_failure("the process before does not end");
+        }
+        if let Err(failed) = self.prepare(&launch).await {
+            return failed;
+        }
+        if launch.git_init {
+            tokio::select! {
+                () = git::init(&self.config, &self.reaper) => {}
+                () = self.closing.cancelled() => return io_failure("the runner is stopping"),
+            }
+        }
+        self.spawn(&mut slot, launch);
+        Reply::State(self.status.get())
+    }
+
+    /// [`contract::runner::Request::Stop`]. Not cancel safe.
+    pub async fn stop(&self, grace: Duration) -> Reply {
+        self.hurry(grace);
+        let mut slot = self.slot.lock().await;
+        self.stop_process(&mut slot, grace).await;
+        Reply::State(self.status.get())
+    }
+
+    /// [`contract::runner::Request::Reap`]. Not cancel safe.
+    pub async fn reap(&self) -> Reply {
+        let slot = self.slot.lock().await;
+        let keep = slot
+            .as_ref()
+            .filter(|process| process.is_alive())
+            .map(|process| process.pid);
+        let killed = sweep::sweep(&self.reaper, keep).await;
+        drop(slot);
+        Reply::Reaped { killed }
+    }
+
+    /// Refuses further starts and stops OpenCode. Not cancel safe.
+    pub async fn shut_down(&self, grace: Duration) {
+        self.closing.cancel();
+        self.stop(grace).await;
+    }
+
+    /// Shortens the grace of a stop that is under way.
+    pub fn hurry(&self, grace: Duration) {
+        let wanted = Instant::now() + grace.min(GRACE_MAX);
+        self.kill_at.send_if_modified(|at| {
+            let sooner = wanted < *at;
+            if sooner {
+                *at = wanted;
+            }
+            sooner
+        });
+    }
+
+    /// Folders and files that the launch needs.
+    async fn prepare(&self, launch: &Launch) -> Result<(), Reply> {
+        let home = spawn::variable(&self.config, launch, "HOME");
+        let folders = [
+            self.config.workspace.clone().into_os_string(),
+            home.clone(),
+            spawn::variable(&self.config, launch, "TMPDIR"),
+        ];
+        let files = launch.home_files.clone();
+        let work = tokio::task::spawn_blocking(move || {
+            for folder in folders {
+                std::fs::create_dir_all(&folder).map_err(|e| (folder.display().to_string(), e))?;
+            }
+            for (path, content) in files {
+                home::write(home.as_ref(), &path, &content).map_err(|e| (path, e))?;
+            }
+            Ok(())
+        });
+        match timeout(PREPARE_LIMIT, work).await {
+            Ok(Ok(Ok(()))) => Ok(()),
+            Ok(Ok(Err((path, error)))) => {
+                let message = format!("cannot prepare {path}: {error}");
+                log::error("cannot start", &[("error", message.as_str().into())]);
+                Err(Reply::Failed {
+                    code: home::failure(&error),
+                    message,
+                })
+            }
+            Ok(Err(_)) | Err(_) => Err(io_failure("writing to HOME does not end")),
+        }
+    }
+
+    fn spawn(self: &Arc<Self>, slot: &mut Option<Process>, launch: Launch) {
+        *slot = None;
+        let mut command = spawn::command(&self.config, &launch);
+        let (mut child, pid, exit) = match self.reaper.spawn(&mut command) {
+            Ok(spawned) => spawned,
+            Err(error) => {
+                let phase = spawn::failed(&self.config, &launch, &error);
+                log::error(
+                    "OpenCode did not start",
+                    &[("phase", format!("{phase:?}").into())],
+                );
+                self.status.begin(phase);
+                return;
+            }
+        };
+        let relay = Relay::start(&mut child).inspect_err(|error| {
+            log::warn(
+                "OpenCode's output is not read",
+                &[("error", error.to_string().into())],
+            );
+        });
+        let number = pid.as_raw_nonzero().get();
+        let generation = self.status.begin(Phase::Running {
+            pid: number.unsigned_abs(),
+        });
+        log::info(
+            "OpenCode started",
+            &[("pid", number.into()), ("generation", generation.into())],
+        );
+        let process = Process {
+            launch,
+            pid,
+            generation,
+            stopping: Arc::default(),
+            ended: CancellationToken::new(),
+        };
+        let this = Arc::clone(self);
+        let (stopping, ended) = (Arc::clone(&process.stopping), process.ended.clone());
+        self.tasks
+            .spawn(this.follow(generation, exit, relay.ok(), stopping, ended));
+        *slot = Some(process);
+    }
+
+    /// Waits for the end of a process, tells it and kills what it left.
+    async fn follow(
+        self: Arc<Self>,
+        generation: u64,
+        exit: oneshot::Receiver<Exit>,
+        relay: Option<Relay>,
+        stopping: Arc<AtomicBool>,
+        ended: CancellationToken,
+    ) {
+        let began = Instant::now();
+        let exit = exit.await.unwrap_or(Exit {
+            code: None,
+            signal: None,
+        });
+        let stderr = match relay {
+            Some(relay) => relay.finish().await,
+            None => String::new(),
+        };
+        let asked = stopping.load(Ordering::Relaxed);
+        let phase = if asked {
+            Phase::Stopped
+        } else {
+            spawn::ended(exit, stderr, began.elapsed())
+        };
+        let fields = [
+            ("generation", generation.into()),
+            ("code", exit.code.into()),
+            ("signal", exit.signal.into()),
+            ("asked", asked.into()),
+        ];
+        log::info("OpenCode ended", &fields);
+        self.status.set(generation, phase);
+        ended.cancel();
+        if asked {
+            return;
+        }
+        let slot = self.slot.lock().await;
+        if slot
+            .as_ref()
+            .is_some_and(|process| process.generation == generation)
+        {
+            let killed = sweep::sweep(&self.reaper, None).await;
+            log::info("killed what OpenCode left", &[("processes", killed.into())]);
+        }
+    }
+
+    async fn stop_process(&self, slot: &mut MutexGuard<'_, Option<Process>>, grace: Duration) {
+        if let Some(process) = slot.as_ref().filter(|process| process.is_alive()) {
+            process.stopping.store(true, Ordering::Relaxed);
+            let kill_at = Instant::now() + grace.min(GRACE_MAX);
+            self.kill_at.send_replace(kill_at);
+            self.reaper.signal(process.pid, Signal::TERM, false);
+            if !self.ends_in_time(&process.ended).await {
+                log::warn("OpenCode does not stop: killing it", &[]);
+            }
+            // Its group too, although the sweep would find them: this works without /proc.
+            self.reaper.signal(process.pid, Signal::KILL, true);
+            if timeout(KILL_LIMIT, process.ended.cancelled())
+                .await
+                .is_err()
+            {
+                log::error("OpenCode cannot be killed", &[]);
+                return;
+            }
+        }
+        sweep::sweep(&self.reaper, None).await;
+        self.status
+            .set(self.status.get().generation, Phase::Stopped);
+    }
+
+    async fn ends_in_time(&self, ended: &CancellationToken) -> bool {
+        let mut kill_at = self.kill_at.subscribe();
+        loop {
+            let at = *kill_at.borrow_and_update();
+            tokio::select! {
+                () = ended.cancelled() => return true,
+                () = sleep_until(at) => return false,
+                _ = kill_at.changed() => {}
+            }
+        }
+    }
+}
+
+impl Process {
+    fn is_alive(&self) -> bool {
+        !self.ended.is_cancelled()
+    }
+}
+
+fn io_failure(message: &str) -> Reply {
+    Reply::Failed {
+        code: Failure::Io,
+        message: message.to_owned(),
+    }
+}

@@ -1,0 +1,84 @@
+//! The system calls that no safe library offers, each with its proof, and what the runner does to
+//! itself before it listens.
+
+use rustix::process::{
+    DumpableBehavior, Resource, Rlimit, Signal, getpid, set_child_subreaper, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit, setsid,
+};
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+/// Keeps the runner's memory from being read, forbids core dumps here and in every child, and makes
+/// orphans ours where we are not pid 1 (outside of a pod).
+///
+/// # Errors
+/// The kernel refuses one of them.
+pub fn harden() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    setrlimit(
+        Resource::Core,
+        Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        },
+    )?;
+    set_child_subreaper(Some(getpid()))?;
+    Ok(())
+}
+
+/// Whether this process is the init of its pid namespace: then every process in it is a descendant
+/// or came in from outside (`kubectl exec`).
+#[must_use]
+pub fn is_init() -> bool {
+    getpid().as_raw_nonzero().get() == 1
+}
+
+/// Makes the child the leader of its own session (no terminal to be stopped by, one group to kill)
+/// and lets the kernel kill it when the runner's thread dies, so that outside of a pod nothing
+/// outlives a runner that was killed.
+pub(crate) fn detach(command: &mut Command) {
+    // SAFETY: between fork and exec only async-signal-safe calls are allowed. Both calls are plain
+    // system calls of rustix's own backend: no allocation, no lock, no errno of libc.
+    #[expect(unsafe_code, reason = "std has no safe setsid; proof above")]
+    unsafe {
+        command.pre_exec(|| {
+            setsid()?;
+            set_parent_process_death_signal(Some(Signal::KILL))?;
+            Ok(())
+        });
+    }
+}
+
+/// SIGKILL to every process of the pid namespace but this one; does nothing unless [`is_init`],
+/// because elsewhere it would reach the whole machine.
+pub(crate) fn kill_namespace() {
+    if is_init() {
+        // SAFETY: kill takes two integers and touches no memory.
+        #[expect(unsafe_code, reason = "rustix has no kill(-1); proof above")]
+        unsafe {
+            libc::kill(-1, libc::SIGKILL);
+        }
+    }
+}
+
+/// Landlock ABI of the kernel; 0 where it is absent, switched off or forbidden by seccomp.
+#[must_use]
+pub fn landlock_abi() -> u32 {
+    const CREATE_RULESET_VERSION: libc::c_uint = 1;
+    // SAFETY: with the VERSION flag the kernel demands a null attribute of size 0, reads nothing and
+    // returns a number instead of a descriptor (landlock_create_ruleset(2)).
+    #[expect(
+        unsafe_code,
+        reason = "one call does not justify a library; proof above"
+    )]
+    let abi = unsafe {
+        libc::syscall(
+            libc::SYS_landlock_create_ruleset,
+            std::ptr::null::<libc::c_void>(),
+            0_usize,
+            CREATE_RULESET_VERSION,
+        )
+    };
+    u32::try_from(abi).unwrap_or(0)
+}
