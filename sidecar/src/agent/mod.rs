@@ -1,6 +1,11 @@
 //! The untrusted half, as the sidecar sees it: everything that comes from here is bounded, parsed
 //! and never obeyed.
 
+mod http;
+pub(crate) mod ids;
 pub(crate) mod map;
+pub(crate) mod opencode;
+pub(crate) mod router;
+pub(crate) mod stream;
 pub(crate) mod text;
 pub(crate) mod wire;

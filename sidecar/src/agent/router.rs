@@ -1,0 +1,285 @@
+//! Gives OpenCode's events to those who wait for them, by session.
+//!
+//! A subscriber's queue holds at most [`EVENTS_MAX`] events and about [`BYTES_MAX`] bytes. While it is
+//! full the stream waits for it, for [`PATIENCE`]; then the subscriber's events are dropped until it has
+//! read the [`FromAgent::Resync`] that stands at the end of its queue, so that no turn can hold up the
+//! others. [`FromAgent::Resync`] and [`FromAgent::AgentDown`] always find room and keep their place
+//! between events.
+
+use super::wire::{OcEvent, OcKind};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+
+/// Events that wait for one subscriber.
+pub(crate) const EVENTS_MAX: usize = 256;
+/// Bytes of the lines of these events; one larger than this waits alone.
+const BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How long the stream waits for a subscriber whose queue is full.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Unread news about the connection after which a subscriber counts as gone.
+const NEWS_MAX: usize = 64;
+/// Sub-agents' sessions known at once.
+const CHILDREN_MAX: usize = 10_000;
+
+/// What a subscriber gets.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum FromAgent {
+    /// Something happened in the session or one below it.
+    Event(OcEvent),
+    /// Events may be missing before this: read what OpenCode stored.
+    Resync,
+    /// OpenCode ended, and all runs with it.
+    AgentDown {
+        /// For people.
+        reason: String,
+    },
+}
+
+/// The table of subscribers; clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Router {
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// By the id of the subscription.
+    subscribers: HashMap<u64, Subscriber>,
+    /// Sub-agents' sessions and the session at their root.
+    children: HashMap<String, String>,
+    last: u64,
+}
+
+#[derive(Clone, Debug)]
+struct Subscriber {
+    root: String,
+    sender: mpsc::UnboundedSender<Queued>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    events: Arc<Semaphore>,
+    bytes: Arc<Semaphore>,
+    /// Unread Resync and AgentDown.
+    news: AtomicUsize,
+    /// Events are dropped until the Resync at the end of the queue is read.
+    lagging: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Queued {
+    message: FromAgent,
+    /// Ends `lagging`.
+    catches_up: bool,
+    /// Given back when the message is read.
+    _room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+/// Receives what concerns one session and those below it, until dropped.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    id: u64,
+    root: String,
+    receiver: mpsc::UnboundedReceiver<Queued>,
+    shared: Arc<Shared>,
+    router: Router,
+}
+
+impl Router {
+    /// From now on, events of the session and those below it. Subscribe before the first prompt; what
+    /// happened earlier does not come.
+    pub(crate) fn subscribe(&self, root_session: &str) -> Subscription {
+        let shared = Arc::new(Shared {
+            events: Arc::new(Semaphore::new(EVENTS_MAX)),
+            bytes: Arc::new(Semaphore::new(BYTES_MAX)),
+            news: AtomicUsize::new(0),
+            lagging: AtomicBool::new(false),
+        });
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut table = self.table();
+        table.last += 1;
+        let id = table.last;
+        let subscriber = Subscriber {
+            root: root_session.to_owned(),
+            sender,
+            shared: Arc::clone(&shared),
+        };
+        table.subscribers.insert(id, subscriber);
+        Subscription {
+            id,
+            root: root_session.to_owned(),
+            receiver,
+            shared,
+            router: self.clone(),
+        }
+    }
+
+    /// Events of `child` go to whoever subscribed to `root` (or to the root of `root`). Without a
+    /// subscriber nothing is kept.
+    pub(crate) fn add_child(&self, child: &str, root: &str) {
+        self.table().add_child(child, root);
+    }
+
+    /// Hands an event over whose line had this many bytes. Waits while a queue is full.
+    ///
+    /// Cancel safe for the connection's end: a subscriber that missed the event gets Resync with the
+    /// next connection.
+    pub(super) async fn dispatch(&self, event: OcEvent, bytes: usize) {
+        let to = self.receivers(&event);
+        let Some((last, others)) = to.split_last() else {
+            return;
+        };
+        for subscriber in others {
+            subscriber.event(event.clone(), bytes).await;
+        }
+        last.event(event, bytes).await;
+    }
+
+    /// Events may have been lost.
+    pub(super) fn resync(&self) {
+        self.tell_all(&FromAgent::Resync);
+    }
+
+    /// OpenCode ended.
+    pub(super) fn agent_down(&self, reason: &str) {
+        let reason = reason.to_owned();
+        self.tell_all(&FromAgent::AgentDown { reason });
+    }
+
+    fn tell_all(&self, message: &FromAgent) {
+        let mut table = self.table();
+        table.subscribers.retain(|_, subscriber| {
+            let kept = subscriber.tell(message.clone(), false);
+            if !kept {
+                tracing::warn!(session = %subscriber.root, "nobody reads a session's events");
+            }
+            kept
+        });
+    }
+
+    fn receivers(&self, event: &OcEvent) -> Vec<Subscriber> {
+        let Some(session) = event.session.as_deref() else {
+            return Vec::new();
+        };
+        let mut table = self.table();
+        if let OcKind::SessionCreated {
+            id,
+            parent_id: Some(parent),
+            ..
+        } = &event.kind
+        {
+            table.add_child(id, parent);
+        }
+        let root = table.root_of(session);
+        let of_root = |subscriber: &&Subscriber| subscriber.root == root;
+        table
+            .subscribers
+            .values()
+            .filter(of_root)
+            .cloned()
+            .collect()
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing between lock and unlock leaves the table half changed.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    fn root_of<'a>(&'a self, session: &'a str) -> &'a str {
+        self.children.get(session).map_or(session, String::as_str)
+    }
+
+    fn add_child(&mut self, child: &str, parent: &str) {
+        let root = self.root_of(parent).to_owned();
+        // A root stays a root: an untrusted event must not give it to another subscriber.
+        let is_root = self.subscribers.values().any(|s| s.root == child);
+        let wanted = self.subscribers.values().any(|s| s.root == root);
+        if child.is_empty() || is_root || !wanted || self.children.contains_key(child) {
+            return;
+        }
+        if self.children.len() >= CHILDREN_MAX {
+            tracing::warn!(session = %root, "too many sub-agents: events of one are not followed");
+            return;
+        }
+        self.children.insert(child.to_owned(), root);
+    }
+}
+
+impl Subscriber {
+    async fn event(&self, event: OcEvent, bytes: usize) {
+        if self.shared.lagging.load(Ordering::Acquire) {
+            return;
+        }
+        let bytes = u32::try_from(bytes.clamp(1, BYTES_MAX)).unwrap_or(u32::MAX);
+        let room = async {
+            let event = Arc::clone(&self.shared.events).acquire_owned().await;
+            let bytes = Arc::clone(&self.shared.bytes)
+                .acquire_many_owned(bytes)
+                .await;
+            event.ok().zip(bytes.ok())
+        };
+        let room = tokio::select! {
+            room = tokio::time::timeout(PATIENCE, room) => room,
+            () = self.sender.closed() => return,
+        };
+        let Ok(room) = room else {
+            tracing::warn!(session = %self.root, "a session's events are not read fast enough");
+            self.shared.lagging.store(true, Ordering::Release);
+            self.tell(FromAgent::Resync, true);
+            return;
+        };
+        let queued = Queued {
+            message: FromAgent::Event(event),
+            catches_up: false,
+            _room: room,
+        };
+        // An error means that the receiver is gone.
+        let _ = self.sender.send(queued);
+    }
+
+    /// Queues what needs no room; false if the subscriber is gone or reads nothing.
+    fn tell(&self, message: FromAgent, catches_up: bool) -> bool {
+        let queued = Queued {
+            message,
+            catches_up,
+            _room: None,
+        };
+        let unread = self.shared.news.fetch_add(1, Ordering::AcqRel);
+        unread < NEWS_MAX && self.sender.send(queued).is_ok()
+    }
+}
+
+impl Subscription {
+    /// The next message, in order; `None` once this subscription was given up because its messages
+    /// were not read. Cancel safe.
+    pub(crate) async fn recv(&mut self) -> Option<FromAgent> {
+        let queued = self.receiver.recv().await?;
+        if !matches!(queued.message, FromAgent::Event(_)) {
+            self.shared.news.fetch_sub(1, Ordering::AcqRel);
+        }
+        if queued.catches_up {
+            self.shared.lagging.store(false, Ordering::Release);
+        }
+        Some(queued.message)
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let mut table = self.router.table();
+        table.subscribers.remove(&self.id);
+        if !table.subscribers.values().any(|s| s.root == self.root) {
+            table.children.retain(|_, root| *root != self.root);
+        }
+    }
+}
