@@ -85,12 +85,14 @@ start_apiserver() {
 }
 
 start_controllers() {
-  # One replica of each: nobody to elect a leader against.
+  # One replica of each: nobody to elect a leader against. The default rate of requests makes the controllers, each with a token of
+  # its own to ask for, need four seconds before the first pod can be made.
   spawn kube-controller-manager "$BASE/bin/kube-controller-manager" --kubeconfig="$STATE/controller-manager.kubeconfig" \
     --authentication-kubeconfig="$STATE/controller-manager.kubeconfig" --authorization-kubeconfig="$STATE/controller-manager.kubeconfig" \
     --root-ca-file="$STATE/pki/ca.crt" --service-account-private-key-file="$STATE/pki/service-accounts.key" \
     --use-service-account-credentials --cluster-cidr="$POD_CIDR" --leader-elect=false \
-    --bind-address="$NODE_IP" --cert-dir="$STATE/pki/controller-manager" --profiling=false
+    --bind-address="$NODE_IP" --cert-dir="$STATE/pki/controller-manager" --profiling=false \
+    --kube-api-qps=200 --kube-api-burst=400
   spawn kube-scheduler "$BASE/bin/kube-scheduler" --kubeconfig="$STATE/scheduler.kubeconfig" \
     --authentication-kubeconfig="$STATE/scheduler.kubeconfig" --authorization-kubeconfig="$STATE/scheduler.kubeconfig" \
     --leader-elect=false --bind-address="$NODE_IP" --cert-dir="$STATE/pki/scheduler" --profiling=false
