@@ -8,10 +8,8 @@ use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// Texts that are remembered. Beyond that the one with the lowest id is folded: ids of OpenCode
-/// ascend in time, so all that sorts at or below the highest folded id counts as said and is never
-/// said again (an update of such a text is lost; its stored copy stays with OpenCode).
-pub(crate) const MAX_PARTS: usize = 10_000;
+/// Entries that a [`Seen`] keeps.
+pub(crate) const MAX_SEEN: usize = 10_000;
 /// What is kept of a running tool's output: OpenCode shows 30,000 UTF-16 units, which are at most
 /// 90,000 bytes.
 pub(crate) const TAIL_MAX: usize = 96 * 1024;
@@ -28,12 +26,63 @@ pub(crate) fn clip(text: &str, max: usize) -> Cow<'_, str> {
     Cow::Owned(format!("{}{MARK}", &text[..keep]))
 }
 
+/// What is known by id, in bounded memory. Beyond [`MAX_SEEN`] entries the one with the lowest id is
+/// folded: ids of OpenCode ascend in time, so all that sorts at or below the highest folded id counts
+/// as done with and is never looked at again. What came to such an id later is lost to the stream;
+/// OpenCode still has it.
+#[derive(Debug)]
+pub(crate) struct Seen<V> {
+    entries: BTreeMap<String, V>,
+    folded: Option<String>,
+}
+
+impl<V> Default for Seen<V> {
+    fn default() -> Self {
+        Self {
+            entries: BTreeMap::new(),
+            folded: None,
+        }
+    }
+}
+
+impl<V> Seen<V> {
+    /// The entry, made with `new` where it is missing. Nothing if it was folded.
+    pub(crate) fn entry(&mut self, id: &str, new: impl FnOnce() -> V) -> Option<&mut V> {
+        if !self.entries.contains_key(id) {
+            if self.is_folded(id) {
+                return None;
+            }
+            self.entries.insert(id.to_owned(), new());
+            if self.entries.len() > MAX_SEEN {
+                let lowest = self.entries.pop_first().map(|(id, _)| id);
+                self.folded = lowest.max(self.folded.take());
+            }
+        }
+        self.entries.get_mut(id)
+    }
+
+    /// The entry, if there is one.
+    pub(crate) fn get(&self, id: &str) -> Option<&V> {
+        self.entries.get(id)
+    }
+
+    /// Enters what is new; whether it was.
+    pub(crate) fn first(&mut self, id: &str, value: V) -> bool {
+        if self.entries.contains_key(id) {
+            return false;
+        }
+        self.entry(id, || value).is_some()
+    }
+
+    fn is_folded(&self, id: &str) -> bool {
+        self.folded.as_deref().is_some_and(|folded| id <= folded)
+    }
+}
+
 /// Texts of the assistant: how much of each was said.
 #[derive(Debug, Default)]
 pub(crate) struct TextLedger {
-    parts: BTreeMap<String, Said>,
-    /// Highest id that was folded.
-    folded: Option<String>,
+    parts: Seen<Said>,
 }
 
 #[derive(Debug, Default)]
@@ -108,20 +157,7 @@ impl TextLedger {
     }
 
     fn entry(&mut self, part: &str) -> Option<&mut Said> {
-        if !self.parts.contains_key(part) {
-            if self.folded.as_deref().is_some_and(|folded| part <= folded) {
-                return None;
-            }
-            if self.parts.len() >= MAX_PARTS {
-                self.folded = self
-                    .parts
-                    .pop_first()
-                    .map(|(id, _)| id)
-                    .max(self.folded.take());
-            }
-            self.parts.insert(part.to_owned(), Said::default());
-        }
-        self.parts.get_mut(part)
+        self.parts.entry(part, Said::default)
     }
 }
 

@@ -110,7 +110,7 @@ pub(crate) struct Todo {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Permission {
     pub(crate) id: String,
-    pub(crate) session: String,
+    pub(crate) session: Option<String>,
     pub(crate) permission: String,
     pub(crate) patterns: Vec<String>,
     pub(crate) metadata: Value,
@@ -534,7 +534,7 @@ impl Permission {
     fn from_value(mut value: Value) -> Self {
         Self {
             id: id(&value, "id").unwrap_or_default(),
-            session: id(&value, "sessionID").unwrap_or_default(),
+            session: id(&value, "sessionID"),
             permission: line(&value, "permission", MAX_NAME),
             patterns: strings(&value, "patterns"),
             call_id: value.get("tool").and_then(|tool| id(tool, "callID")),

@@ -1,0 +1,1 @@
+//! Captures of the real OpenCode, and what an attacker might send.
