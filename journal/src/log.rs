@@ -275,6 +275,7 @@ impl<E: Entry> Log<E> {
 
     /// Shows all durable frames in order. Blocks on the disk.
     pub fn scan(&self, f: &mut dyn FnMut(Frame<'_>)) -> Result<(), ReadError> {
+        let last = self.position().last;
         let list = read(&self.segments).clone();
         for segment in list {
             let opened = segment
@@ -287,6 +288,9 @@ impl<E: Entry> Log<E> {
                 match frames.next().map_err(|e| segment.io(e))? {
                     Step::Frame { head, payload, .. } => {
                         let event = head.is_event().then_some(number);
+                        if event > Some(last) {
+                            return Ok(());
+                        }
                         number += u64::from(head.is_event());
                         f(Frame { event, payload });
                     }
@@ -317,16 +321,22 @@ impl<E: Entry> Log<E> {
             };
             // One at a time, so that a crash never leaves a hole between segments.
             self.shared.fs.remove(&oldest.path).map_err(io)?;
+            let dir = oldest.path.parent().unwrap_or(&self.shared.dir);
+            // Before anybody hears of it: a crash must not lower `first` again.
+            let synced = self.shared.fs.sync_dir(dir);
             let first = {
                 let mut list = write(&self.segments);
                 list.remove(0);
                 list.first().map_or(oldest.header.first, |s| s.header.first)
             };
-            let mut position = lock(&self.position);
-            position.first = position.first.max(first);
-            drop(position);
-            let dir = oldest.path.parent().unwrap_or(&self.shared.dir);
-            self.shared.fs.sync_dir(dir).map_err(io)?;
+            lock(&self.position).first = first;
+            synced.map_err(|source| {
+                // As with every sync: asking again would not tell what is durable, and a hole
+                // between segments is taken for damage.
+                self.shared
+                    .fail(format!("cannot sync {}: {source}", dir.display()));
+                io(source)
+            })?;
         }
     }
 

@@ -27,6 +27,9 @@ pub(crate) const NEW: &str = ".new-";
 /// A segment that is being copied.
 const SALVAGE: &str = ".salvage";
 
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
+
 /// Damage that was set aside.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
@@ -130,6 +133,8 @@ struct Candidate {
 /// What is in front of the first break of a segment.
 struct Walk {
     index: Index,
+    /// Where the last batch begins, or the mark behind it.
+    batch: u64,
     /// Behind the last whole frame, a mark included.
     whole: u64,
     marked: bool,
@@ -296,16 +301,22 @@ impl Recovery<'_> {
         let mut frames = Frames::new(file, seed, c.size);
         let mut index = segment::empty();
         let mut marked = false;
+        // Without a frame the header itself may not be durable.
+        let mut batch = 0;
         let end = loop {
             match frames.next().map_err(at(&c.path))? {
                 // Nothing acknowledged is ever behind a mark: a batch begins in its place.
-                Step::Frame { head, .. } if head.is_mark() => {
+                Step::Frame { offset, head, .. } if head.is_mark() => {
                     marked = true;
+                    batch = u64::from(offset);
                     break frames.at();
                 }
                 Step::Frame { offset, head, .. } => {
                     if head.is_event() {
                         index.offsets.push(offset);
+                    }
+                    if head.kind & START != 0 {
+                        batch = u64::from(offset);
                     }
                 }
                 Step::End | Step::Bad => break frames.at(),
@@ -318,6 +329,7 @@ impl Recovery<'_> {
             torn && (!is_last || later_batch(file, seed, end, c.size).map_err(at(&c.path))?);
         Ok(Walk {
             index,
+            batch,
             whole: end,
             marked,
             torn,
@@ -326,16 +338,19 @@ impl Recovery<'_> {
     }
 
     /// Makes the end of the last segment what it is taken for: what a killed process wrote may
-    /// still be in memory only.
+    /// still be in memory only. The last batch is written once more before it is synced: after a
+    /// failed sync the kernel takes it for written, and a sync alone would do nothing.
     fn settle(&self, c: &Candidate, walk: &Walk) -> Result<(), OpenError> {
+        // A mark says that all before it was synced.
+        if walk.marked && !walk.torn {
+            return Ok(());
+        }
+        rewrite(&*c.file, walk.batch, walk.whole).map_err(at(&c.path))?;
         if walk.torn {
             c.file.truncate(walk.whole).map_err(at(&c.path))?;
         }
-        // A mark says that all before it was synced.
-        if walk.torn || !walk.marked {
-            c.file.sync().map_err(at(&c.path))?;
-        }
-        if walk.whole <= HEADER as u64 {
+        c.file.sync().map_err(at(&c.path))?;
+        if walk.batch == 0 {
             self.fs().sync_dir(&self.dir).map_err(at(&self.dir))?;
         }
         Ok(())
@@ -416,6 +431,22 @@ impl Recovery<'_> {
     }
 }
 
+/// Writes the range with what is there.
+fn rewrite(file: &dyn FsFile, from: u64, to: u64) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    let mut at = from;
+    while at < to {
+        bytes.clear();
+        file.read_at(&mut bytes, at, CHUNK.min((to - at) as usize))?;
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        write_all(file, &bytes, at)?;
+        at += bytes.len() as u64;
+    }
+    Ok(())
+}
+
 /// Whether a segment continues the one before it. The first one may follow any: the rest was
 /// trimmed.
 fn follows(before: Option<Header>, next: u64, header: &Header) -> bool {
@@ -429,7 +460,6 @@ fn follows(before: Option<Header>, next: u64, header: &Header) -> bool {
 
 /// Copies whole frames into the segment of `header`: their checksums depend on the place.
 fn copy(from: &Candidate, walk: &Walk, header: &Header, to: &dyn FsFile) -> io::Result<Index> {
-    const CHUNK: usize = 1 << 20;
     let seed = from.header.map_or(0, |h| h.seed());
     let mut frames = Frames::new(&*from.file, seed, u64::from(walk.index.end));
     let mut index = segment::empty();
@@ -442,7 +472,7 @@ fn copy(from: &Candidate, walk: &Walk, header: &Header, to: &dyn FsFile) -> io::
         let first = if offset == HEADER as u32 { START } else { 0 };
         let kind = head.kind & !START | first;
         frame::encode(&mut chunk, header.seed(), offset, kind, |out| {
-            out.extend_from_slice(payload)
+            out.extend_from_slice(payload);
         });
         if chunk.len() >= CHUNK {
             write_all(to, &chunk, u64::from(index.end))?;

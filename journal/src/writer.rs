@@ -97,20 +97,26 @@ impl Writer {
             return Err(Fault::Broken("no segment is open".to_owned()));
         };
         self.marked = false;
-        if let Err(error) = write_all(&*opened.file, bytes, u64::from(self.end)) {
-            let fault = Fault::of("write to", &segment.path, &error);
-            if matches!(fault, Fault::Full) {
-                opened
-                    .file
-                    .truncate(u64::from(self.end))
-                    .map_err(|e| Fault::broken("cut the torn end off", &segment.path, &e))?;
-            }
-            return Err(fault);
-        }
+        self.write(segment, opened, bytes)?;
         self.end += bytes.len() as u32;
         self.next += offsets.len() as u64;
         self.offsets.extend_from_slice(offsets);
         Ok(())
+    }
+
+    /// Writes behind the last frame, all or nothing unless the file is broken. Nothing torn stays
+    /// on a full disk: in a segment that is followed by another it would pass for damage.
+    fn write(&self, segment: &Segment, opened: &Opened, bytes: &[u8]) -> Result<(), Fault> {
+        let at = u64::from(self.end);
+        let Err(error) = write_all(&*opened.file, bytes, at) else {
+            return Ok(());
+        };
+        let fault = Fault::of("write to", &segment.path, &error);
+        if matches!(fault, Fault::Full) {
+            let cut = opened.file.truncate(at);
+            cut.map_err(|e| Fault::broken("cut the torn end off", &segment.path, &e))?;
+        }
+        Err(fault)
     }
 
     /// Makes what was written durable and readable; whether there was anything.
@@ -191,14 +197,19 @@ impl Writer {
         }
         let mut bytes = Vec::with_capacity(FRAME);
         frame::encode(&mut bytes, segment.seed(), self.end, MARK | START, |_| {});
-        match write_all(&*opened.file, &bytes, u64::from(self.end)) {
-            Ok(()) => self.marked = true,
-            Err(error) => match Fault::of("write to", &segment.path, &error) {
-                // The next batch overwrites what is there; a torn mark is a torn tail.
-                Fault::Full => {}
-                broken @ Fault::Broken(_) => return Err(broken),
+        self.write(&segment, &opened, &bytes).map_or_else(
+            // A log does without a mark on a full disk.
+            |fault| {
+                if matches!(fault, Fault::Full) {
+                    Ok(())
+                } else {
+                    Err(fault)
+                }
             },
-        }
-        Ok(())
+            |()| {
+                self.marked = true;
+                Ok(())
+            },
+        )
     }
 }

@@ -1,4 +1,7 @@
 //! Tests that see the inside: the committer is stepped by hand, the file system is a model.
 
 mod basics;
+mod crash;
+mod memfs;
 mod support;
+mod world;
