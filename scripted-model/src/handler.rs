@@ -358,7 +358,7 @@ impl Exchange {
                 self.tell("client left");
             }
         });
-        *head.body_mut() = Body::from_stream(ReceiverStream::new(rx));
+        *head.body_mut() = Body::from_stream(play::flushed(ReceiverStream::new(rx)));
         head
     }
 
@@ -373,7 +373,7 @@ impl Exchange {
                 let head = self.head(200, json, &[]);
                 let broken = abort.then(|| Err(io::Error::other("as scripted")));
                 let parts = std::iter::once(Ok(Bytes::from(text))).chain(broken);
-                let body = Body::from_stream(futures::stream::iter(parts));
+                let body = Body::from_stream(play::flushed(futures::stream::iter(parts)));
                 self.bytes(head, body, Outcome::Cut)
             }
             Whole::Raw(bytes) => {

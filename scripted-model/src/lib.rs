@@ -20,6 +20,8 @@
 
 mod conversation;
 mod encode;
+#[cfg(test)]
+mod golden;
 mod handler;
 mod keys;
 mod library;

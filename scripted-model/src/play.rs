@@ -1,9 +1,11 @@
 //! Plays a reply: as a stream at the script's pace, or as one document.
 
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt as _};
 use tokio::sync::mpsc;
 
 use crate::conversation::Dialect;
@@ -20,8 +22,7 @@ struct Sink {
 }
 
 impl Sink {
-    /// One write, flushed: the channel holds one, so the server sees the stream pause
-    /// after each and sends what it has.
+    /// One write.
     async fn send(&self, bytes: impl Into<Bytes>) -> Result<(), Gone> {
         let mut bytes: Bytes = bytes.into();
         while !bytes.is_empty() {
@@ -43,6 +44,25 @@ impl Sink {
             () = self.tx.closed() => Err(Gone),
         }
     }
+}
+
+/// Pauses after each item, which makes the server flush: a delta must not wait for the
+/// next one, nor be lost when an error follows it.
+pub(crate) fn flushed<S>(items: S) -> impl Stream<Item = S::Item> + Send
+where
+    S: Stream + Send + Unpin,
+{
+    let mut items = items;
+    let mut pause = false;
+    futures::stream::poll_fn(move |cx| {
+        if std::mem::take(&mut pause) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let item = std::task::ready!(items.poll_next_unpin(cx));
+        pause = item.is_some();
+        Poll::Ready(item)
+    })
 }
 
 /// Streams the reply. `None` is a client that left.
