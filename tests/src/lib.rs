@@ -1,1 +1,35 @@
-//! Skeleton.
+//! What end-to-end tests share: a namespace of their own, the language model's double in it, a session,
+//! and eyes everywhere when something fails.
+
+pub mod kubectl;
+pub mod model;
+pub mod namespace;
+pub mod session;
+pub mod stream;
+
+pub use model::Model;
+pub use namespace::{Namespace, run};
+pub use session::Session;
+pub use stream::{Recorder, SeenEvent};
+
+use std::{future::Future, time::Duration};
+use tokio::time::Instant;
+
+/// Waits until `look` gives a value; panics with what it was waiting for and what it saw last.
+pub async fn eventually<T, F, Fut>(what: &str, within: Duration, mut look: F) -> T
+where
+    F: FnMut() -> Fut,
+    Fut: Future<Output = Result<T, String>>,
+{
+    let deadline = Instant::now() + within;
+    loop {
+        // One look may hang as long as all of them may.
+        let seen = match tokio::time::timeout_at(deadline, look()).await {
+            Ok(Ok(value)) => return value,
+            Ok(Err(seen)) => seen,
+            Err(_) => "one look took too long".to_owned(),
+        };
+        assert!(Instant::now() < deadline, "after {within:?} still waiting for {what}; last seen: {seen}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

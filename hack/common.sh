@@ -1,0 +1,21 @@
+# shellcheck shell=bash
+# What every script here begins with.
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source-path=SCRIPTDIR source=../deploy/local/lib/common.sh
+. "$ROOT/deploy/local/lib/common.sh"
+cd "$ROOT"
+
+# One target folder for all checkouts: dependencies are built once per machine.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
+TOOLS=$CACHE/tools/bin
+export PATH=$TOOLS:$PATH
+LOGS=${OPENCODE_OPERATOR_LOGS:-$BASE/logs}
+mkdir -p "$LOGS"
+
+DEMO_NAMESPACE=opencode-demo
+SYSTEM_NAMESPACE=opencode-operator-system
+
+use_cluster() {
+  deploy/local/cluster.sh up >"$LOGS/kubeconfig"
+  eval "$(deploy/local/cluster.sh env)"
+}

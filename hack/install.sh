@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Installs or upgrades the operator in the cluster from this checkout's chart and images.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+use_cluster
+args=()
+while read -r name image; do args+=(--set "images.$name=$image"); done < <(deploy/images.sh chart-values)
+timed "installing the operator with Helm" "$LOGS/helm.log" "kubectl -n $SYSTEM_NAMESPACE get pods,events; then 'make install'" \
+  helm upgrade --install opencode-operator charts/opencode-operator --namespace "$SYSTEM_NAMESPACE" --create-namespace \
+  "${args[@]}" --wait --timeout 3m

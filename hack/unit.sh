@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Unit and process tests: no cluster, but the real OpenCode as a plain process.
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+OPENCODE_BIN=$(deploy/images.sh opencode)
+export OPENCODE_BIN
+# The real-agent tests start the runner as a process of its own.
+cargo build -q --locked -p runner -p scripted-model
+export RUNNER_BIN=$CARGO_TARGET_DIR/debug/opencode-runner
+cargo test --locked --workspace --exclude tests -- "$@"
