@@ -51,7 +51,8 @@ pub struct OpenCodeSessionStatus {
 }
 
 /// Where a session stands. `Pending`: something that it needs is missing. `Starting`: the pod comes up.
-/// `Ready`: it takes turns. `Suspended`: no pod, by `spec.suspend`. `Failed`: it cannot work as declared.
+/// `Ready`: it takes turns. `Suspending`: the pod
+/// ends by `spec.suspend`. `Suspended`: no pod, by `spec.suspend`. `Failed`: it cannot work as declared.
 /// `Terminating`: it is being deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Phase {
@@ -65,6 +66,8 @@ pub enum Phase {
     #[expect(missing_docs, reason = "see above")]
     Ready,
     #[expect(missing_docs, reason = "see above")]
+    Suspending,
+    #[expect(missing_docs, reason = "see above")]
     Suspended,
     #[expect(missing_docs, reason = "see above")]
     Failed,
@@ -74,10 +77,11 @@ pub enum Phase {
 
 impl Phase {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Pending,
         Self::Starting,
         Self::Ready,
+        Self::Suspending,
         Self::Suspended,
         Self::Failed,
         Self::Terminating,
@@ -90,6 +94,7 @@ impl Phase {
             Self::Pending => "Pending",
             Self::Starting => "Starting",
             Self::Ready => "Ready",
+            Self::Suspending => "Suspending",
             Self::Suspended => "Suspended",
             Self::Failed => "Failed",
             Self::Terminating => "Terminating",
