@@ -2,6 +2,8 @@
 
 mod basics;
 mod crash;
+mod damage;
+mod faults;
 mod memfs;
 mod support;
 mod world;

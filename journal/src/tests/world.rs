@@ -4,7 +4,7 @@
 //! a log is right if and only if its ids follow each other.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::memfs::MemFs;
@@ -145,20 +145,6 @@ impl World {
             model.check();
         }
         self.fs.pause(false);
-    }
-
-    pub(super) fn segment_files(&self, log: &str) -> Vec<PathBuf> {
-        use crate::fs::Fs;
-        let dir = Path::new(DIR).join(log);
-        let mut names: Vec<_> = self
-            .fs
-            .list(&dir)
-            .unwrap()
-            .into_iter()
-            .map(|e| dir.join(e.name))
-            .collect();
-        names.sort();
-        names
     }
 }
 
