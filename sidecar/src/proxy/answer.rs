@@ -28,9 +28,9 @@ const PASSED: [HeaderName; 3] = [
 pub(crate) fn pass_on(
     upstream: reqwest::Response,
     mask: Mask,
-    mut call: Call,
+    mut call: Box<Call>,
     chunk_timeout: Duration,
-) -> Result<Response, (Refusal, Call)> {
+) -> Result<Response, (Refusal, Box<Call>)> {
     let status = upstream.status();
     call.answered(status.as_u16());
     if status.is_redirection() {
@@ -99,7 +99,7 @@ fn retry_after(text: &str, now: jiff::Timestamp) -> Option<u32> {
 struct Passing {
     chunks: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
     mask: Mask,
-    call: Call,
+    call: Box<Call>,
     chunk_timeout: Duration,
 }
 

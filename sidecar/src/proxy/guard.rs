@@ -86,7 +86,7 @@ fn check(head: &[u8]) -> Result<(), &'static str> {
             seen.push(known);
         }
     }
-    if seen.contains(&&"content-length") && seen.contains(&&"transfer-encoding") {
+    if seen.contains(&"content-length") && seen.contains(&"transfer-encoding") {
         return Err("two lengths");
     }
     if host { Ok(()) } else { Err("no host") }

@@ -179,7 +179,7 @@ impl Call {
         self.session = session;
     }
 
-    pub(crate) fn to_model(&mut self, label: String) {
+    pub(crate) fn of_model(&mut self, label: String) {
         self.model = Some(label);
     }
 

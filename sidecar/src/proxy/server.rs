@@ -98,7 +98,7 @@ impl Proxy {
     }
 
     async fn answer(self: Arc<Self>, api: Api, request: Request) -> Response {
-        let call = Call::begin(api, &self.metrics, &self.observer);
+        let call = Box::new(Call::begin(api, &self.metrics, &self.observer));
         match self.call(api, request, call).await {
             Ok(response) => response,
             Err((refusal, mut call)) => {
@@ -113,8 +113,8 @@ impl Proxy {
         self: &Arc<Self>,
         api: Api,
         request: Request,
-        mut call: Call,
-    ) -> Result<Response, (Refusal, Call)> {
+        mut call: Box<Call>,
+    ) -> Result<Response, (Refusal, Box<Call>)> {
         macro_rules! or_refuse {
             ($result:expr) => {
                 match $result {
@@ -144,7 +144,7 @@ impl Proxy {
         let received = or_refuse!(inbound::read(&parts.headers, body, &self.memory).await);
         let Received { bytes, share } = received;
         let (target, body) = or_refuse!(self.prepare(api, head.session, bytes).await);
-        call.to_model(target.label());
+        call.of_model(target.label());
 
         let key = or_tell!(upstream::key(&target, &self.keys));
         let mut headers = head.headers;
