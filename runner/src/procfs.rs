@@ -1,5 +1,7 @@
 //! Which processes there are and who descends from whom, from `/proc`.
 
+use rustix::param::clock_ticks_per_second;
+use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -37,6 +39,25 @@ impl Process {
     }
 }
 
+/// A process to spare, and which of its children.
+#[derive(Clone, Copy, Debug)]
+pub struct Keep {
+    /// It itself.
+    pub pid: i32,
+    /// Children of it that began later than this (ticks since boot) are spared with all below them.
+    pub since: u64,
+}
+
+/// Now, in the unit of [`Process::start`].
+#[must_use]
+pub fn now() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    let hz = clock_ticks_per_second();
+    let second = u64::try_from(now.tv_sec).unwrap_or(0);
+    let part = u64::try_from(now.tv_nsec).unwrap_or(0) * hz / 1_000_000_000;
+    second * hz + part
+}
+
 /// All processes, read one after the other: those that fork or die meanwhile may be missed, so callers
 /// look again until nothing new turns up.
 #[derive(Debug, Default)]
@@ -71,15 +92,13 @@ impl Snapshot {
         Ok(Self { processes })
     }
 
-    /// All living descendants of `ancestor` but `keep`; those below `keep` are included.
+    /// All living descendants of `ancestor` but what is to be kept.
     #[must_use]
-    pub fn descendants(&self, ancestor: i32, keep: Option<i32>) -> Descendants {
+    pub fn descendants(&self, ancestor: i32, keep: Option<Keep>) -> Descendants {
         let mut found = Descendants::default();
         for process in self.processes.values() {
-            match self.descends(process, ancestor) {
-                Some(true) if Some(process.pid) != keep && !process.is_dead() => {
-                    found.living.push(*process);
-                }
+            match self.descends(process, ancestor, keep) {
+                Some(true) if !process.is_dead() => found.living.push(*process),
                 Some(_) => {}
                 None => found.unsure = true,
             }
@@ -92,17 +111,20 @@ impl Snapshot {
     pub fn is_descendant(&self, pid: i32, ancestor: i32) -> bool {
         self.processes
             .get(&pid)
-            .is_some_and(|p| self.descends(p, ancestor) == Some(true))
+            .is_some_and(|p| self.descends(p, ancestor, None) == Some(true))
     }
 
     /// `None`: a parent is not in the snapshot.
-    fn descends(&self, process: &Process, ancestor: i32) -> Option<bool> {
-        if process.pid == ancestor {
+    fn descends(&self, process: &Process, ancestor: i32, keep: Option<Keep>) -> Option<bool> {
+        if process.pid == ancestor || keep.is_some_and(|keep| keep.pid == process.pid) {
             return Some(false);
         }
         let mut at = process;
         // Parents changed while reading could form a ring.
         for _ in 0..=self.processes.len() {
+            if keep.is_some_and(|keep| keep.pid == at.parent && keep.since < at.start) {
+                return Some(false);
+            }
             if at.parent == ancestor {
                 return Some(true);
             }
@@ -193,11 +215,50 @@ mod tests {
             process(5, 0),
             zombie,
         ];
-        let found = snapshot(&all).descendants(1, Some(2));
+        let found = snapshot(&all).descendants(1, Some(Keep { pid: 2, since: 1 }));
         let mut pids: Vec<_> = found.living.iter().map(|p| p.pid).collect();
         pids.sort_unstable();
         assert_eq!(pids, [3, 4]);
         assert!(!found.unsure);
+    }
+
+    #[test]
+    fn what_the_kept_one_began_later_is_kept_with_all_below_it() {
+        let late = |pid, parent| Process {
+            start: 9,
+            ..process(pid, parent)
+        };
+        let all = [
+            process(1, 0),
+            process(2, 1),
+            process(3, 2),
+            late(4, 3),
+            late(5, 2),
+            late(6, 5),
+            late(7, 1),
+        ];
+        let found = snapshot(&all).descendants(1, Some(Keep { pid: 2, since: 1 }));
+        let mut pids: Vec<_> = found.living.iter().map(|p| p.pid).collect();
+        pids.sort_unstable();
+        // 4: below an old one; 7: an orphan.
+        assert_eq!(pids, [3, 4, 7]);
+    }
+
+    #[test]
+    fn starts_and_the_clock_agree() {
+        let before = now();
+        let mut child = std::process::Command::new("/bin/sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let start = Process::read(child.id().cast_signed()).unwrap().start;
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(
+            before <= start && start <= now(),
+            "{before} {start} {}",
+            now()
+        );
     }
 
     #[test]

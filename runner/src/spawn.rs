@@ -88,10 +88,19 @@ fn is_executable(file: &Path) -> bool {
         && rustix::fs::access(file.as_os_str().as_bytes(), rustix::fs::Access::EXEC_OK).is_ok()
 }
 
+/// Whether the program can be seen not to run here.
+#[must_use]
+pub fn obstacle(config: &Config, launch: &Launch) -> Option<Phase> {
+    let why = elf::obstacle(&locate(config, launch)?)?;
+    Some(Phase::Unsupported {
+        message: format!("cannot start OpenCode: {why}"),
+    })
+}
+
 /// What a failed exec means.
 #[must_use]
-pub fn failed(config: &Config, launch: &Launch, error: &io::Error) -> Phase {
-    let plain = format!("cannot start {}: {error}", launch.program);
+pub fn failed(launch: &Launch, error: &io::Error) -> Phase {
+    let message = format!("cannot start {}: {error}", launch.program);
     match error.raw_os_error().map(Errno::from_raw_os_error) {
         // The image or the volume with the program is wrong; trying again does not help.
         Some(
@@ -103,17 +112,12 @@ pub fn failed(config: &Config, launch: &Launch, error: &io::Error) -> Phase {
             | Errno::LIBBAD
             | Errno::LOOP
             | Errno::ISDIR,
-        ) => {
-            let program = locate(config, launch);
-            let obstacle = program.as_deref().and_then(elf::obstacle);
-            let message = obstacle.map_or(plain.clone(), |why| format!("{plain} ({why})"));
-            Phase::Unsupported { message }
-        }
+        ) => Phase::Unsupported { message },
         // Out of memory, processes or files: may pass.
         _ => Phase::Exited {
             code: None,
             signal: None,
-            stderr: plain,
+            stderr: message,
         },
     }
 }

@@ -191,11 +191,16 @@ impl Supervisor {
 
     fn spawn(self: &Arc<Self>, slot: &mut Option<Process>, launch: Launch) {
         *slot = None;
-        let mut command = spawn::command(&self.config, &launch);
-        let (mut child, pid, exit) = match self.reaper.spawn(&mut command) {
+        let spawned = match spawn::obstacle(&self.config, &launch) {
+            Some(phase) => Err(phase),
+            None => self
+                .reaper
+                .spawn(&mut spawn::command(&self.config, &launch))
+                .map_err(|error| spawn::failed(&launch, &error)),
+        };
+        let (mut child, pid, exit) = match spawned {
             Ok(spawned) => spawned,
-            Err(error) => {
-                let phase = spawn::failed(&self.config, &launch, &error);
+            Err(phase) => {
                 log::error(
                     "OpenCode did not start",
                     &[("phase", format!("{phase:?}").into())],

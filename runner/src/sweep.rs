@@ -5,10 +5,13 @@
 //! keeps its place in the container's pids limit. Only then they are killed. Where that does not
 //! converge and OpenCode need not live, the kernel kills the whole namespace at one instant.
 //!
+//! OpenCode may go on working meanwhile: what it starts after the sweep began is spared, or the sweep
+//! might never end.
+//!
 //! Processes that came in from outside (`kubectl exec`) are no descendants and live on: somebody
 //! debugs with them, and the agent cannot make one.
 
-use crate::procfs::{Descendants, Process, Snapshot};
+use crate::procfs::{self, Descendants, Keep, Process, Snapshot};
 use crate::reaper::Reaper;
 use crate::{log, sys};
 use rustix::io::Errno;
@@ -24,13 +27,16 @@ const LIMIT: Duration = Duration::from_secs(10);
 const FREEZE_LOOKS: u32 = 32;
 const PAUSE_MAX: Duration = Duration::from_millis(50);
 
-/// Kills all descendants but `keep` and collects them; returns how many were killed.
+/// Kills all descendants but `keep` (and what it starts from now on) and collects them; returns how many were killed.
 ///
 /// Ends after 10 seconds at the latest, with a warning if some are left (a process in an
 /// uninterruptible system call cannot be killed by anybody).
 pub async fn sweep(reaper: &Reaper, keep: Option<Pid>) -> u32 {
     let own = getpid().as_raw_nonzero().get();
-    let keep = keep.map(|pid| pid.as_raw_nonzero().get());
+    let keep = keep.map(|pid| Keep {
+        pid: pid.as_raw_nonzero().get(),
+        since: procfs::now(),
+    });
     let deadline = Instant::now() + LIMIT;
     let mut killed = HashSet::new();
     let mut pause = Duration::from_millis(1);
@@ -73,7 +79,7 @@ pub async fn sweep(reaper: &Reaper, keep: Option<Pid>) -> u32 {
 }
 
 /// Stops descendants until a look finds none running; returns those of the last look.
-async fn freeze(own: i32, keep: Option<i32>) -> std::io::Result<Descendants> {
+async fn freeze(own: i32, keep: Option<Keep>) -> std::io::Result<Descendants> {
     let mut found = Snapshot::take()?.descendants(own, keep);
     let mut asked: HashSet<(i32, u64)> = HashSet::new();
     for _ in 0..FREEZE_LOOKS {

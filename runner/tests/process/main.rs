@@ -1,0 +1,7 @@
+//! The runner as a process, with real children.
+
+mod harness;
+mod lifecycle;
+mod limits;
+mod reaping;
+mod requests;
