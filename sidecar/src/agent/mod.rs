@@ -3,9 +3,13 @@
 
 mod http;
 pub(crate) mod ids;
+pub(crate) mod launch;
 pub(crate) mod map;
 pub(crate) mod opencode;
 pub(crate) mod router;
+pub(crate) mod runner;
 pub(crate) mod stream;
+pub(crate) mod supervisor;
 pub(crate) mod text;
+mod timings;
 pub(crate) mod wire;

@@ -146,8 +146,9 @@ pub(crate) struct Child {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct Question {
     pub(crate) id: String,
+    /// Empty where OpenCode does not say.
     #[serde(rename = "sessionID", default)]
-    pub(crate) session: Option<String>,
+    pub(crate) session: String,
 }
 
 /// Client of one OpenCode; clones share it.

@@ -2,9 +2,11 @@
 //!
 //! A subscriber's queue holds at most [`EVENTS_MAX`] events and about [`BYTES_MAX`] bytes. While it is
 //! full the stream waits for it, for [`PATIENCE`]; then the subscriber's events are dropped until it has
-//! read the [`FromAgent::Resync`] that stands at the end of its queue, so that no turn can hold up the
-//! others. [`FromAgent::Resync`] and [`FromAgent::AgentDown`] always find room and keep their place
-//! between events.
+//! read a [`FromAgent::Resync`], so that no turn can hold up the others. [`FromAgent::Resync`] and
+//! [`FromAgent::AgentDown`] always find room and keep their place between events.
+//!
+//! At most one Resync is unread: whoever reads it looks at what OpenCode has stored by then, so it makes
+//! up for all that was lost since it was queued, too.
 
 use super::wire::{OcEvent, OcKind};
 use std::{
@@ -23,8 +25,8 @@ pub(crate) const EVENTS_MAX: usize = 256;
 const BYTES_MAX: usize = 32 * 1024 * 1024;
 /// How long the stream waits for a subscriber whose queue is full.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Unread news about the connection after which a subscriber counts as gone.
-const NEWS_MAX: usize = 64;
+/// Unread ends of OpenCode after which a subscriber counts as gone.
+const DOWNS_MAX: usize = 64;
 /// Sub-agents' sessions known at once.
 const CHILDREN_MAX: usize = 10_000;
 
@@ -68,17 +70,17 @@ struct Subscriber {
 struct Shared {
     events: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// Unread Resync and AgentDown.
-    news: AtomicUsize,
-    /// Events are dropped until the Resync at the end of the queue is read.
+    /// Unread AgentDown.
+    downs: AtomicUsize,
+    /// A Resync is unread.
+    resync: AtomicBool,
+    /// Events are dropped until that Resync is read. Set before `resync` is looked at, cleared after.
     lagging: AtomicBool,
 }
 
 #[derive(Debug)]
 struct Queued {
     message: FromAgent,
-    /// Ends `lagging`.
-    catches_up: bool,
     /// Given back when the message is read.
     _room: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
@@ -100,7 +102,8 @@ impl Router {
         let shared = Arc::new(Shared {
             events: Arc::new(Semaphore::new(EVENTS_MAX)),
             bytes: Arc::new(Semaphore::new(BYTES_MAX)),
-            news: AtomicUsize::new(0),
+            downs: AtomicUsize::new(0),
+            resync: AtomicBool::new(false),
             lagging: AtomicBool::new(false),
         });
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -154,10 +157,15 @@ impl Router {
         self.tell_all(&FromAgent::AgentDown { reason });
     }
 
+    /// Whether nobody listens, so that no turn is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.table().subscribers.is_empty()
+    }
+
     fn tell_all(&self, message: &FromAgent) {
         let mut table = self.table();
         table.subscribers.retain(|_, subscriber| {
-            let kept = subscriber.tell(message.clone(), false);
+            let kept = subscriber.tell(message.clone());
             if !kept {
                 tracing::warn!(session = %subscriber.root, "nobody reads a session's events");
             }
@@ -235,12 +243,11 @@ impl Subscriber {
         let Ok(room) = room else {
             tracing::warn!(session = %self.root, "a session's events are not read fast enough");
             self.shared.lagging.store(true, Ordering::Release);
-            self.tell(FromAgent::Resync, true);
+            self.tell(FromAgent::Resync);
             return;
         };
         let queued = Queued {
             message: FromAgent::Event(event),
-            catches_up: false,
             _room: room,
         };
         // An error means that the receiver is gone.
@@ -248,14 +255,20 @@ impl Subscriber {
     }
 
     /// Queues what needs no room; false if the subscriber is gone or reads nothing.
-    fn tell(&self, message: FromAgent, catches_up: bool) -> bool {
+    fn tell(&self, message: FromAgent) -> bool {
+        let shared = &self.shared;
+        if message == FromAgent::Resync {
+            if shared.resync.swap(true, Ordering::AcqRel) {
+                return !self.sender.is_closed();
+            }
+        } else if shared.downs.fetch_add(1, Ordering::AcqRel) >= DOWNS_MAX {
+            return false;
+        }
         let queued = Queued {
             message,
-            catches_up,
             _room: None,
         };
-        let unread = self.shared.news.fetch_add(1, Ordering::AcqRel);
-        unread < NEWS_MAX && self.sender.send(queued).is_ok()
+        self.sender.send(queued).is_ok()
     }
 }
 
@@ -264,11 +277,15 @@ impl Subscription {
     /// were not read. Cancel safe.
     pub(crate) async fn recv(&mut self) -> Option<FromAgent> {
         let queued = self.receiver.recv().await?;
-        if !matches!(queued.message, FromAgent::Event(_)) {
-            self.shared.news.fetch_sub(1, Ordering::AcqRel);
-        }
-        if queued.catches_up {
-            self.shared.lagging.store(false, Ordering::Release);
+        match &queued.message {
+            FromAgent::Event(_) => {}
+            FromAgent::Resync => {
+                self.shared.resync.store(false, Ordering::Release);
+                self.shared.lagging.store(false, Ordering::Release);
+            }
+            FromAgent::AgentDown { .. } => {
+                self.shared.downs.fetch_sub(1, Ordering::AcqRel);
+            }
         }
         Some(queued.message)
     }

@@ -122,7 +122,7 @@ fn read(line: &Line<'_>) -> Option<StreamItem> {
     Some(match OcEvent::parse(data.trim_ascii()) {
         Ok(event) => StreamItem::Event(event, line.len()),
         Err(error) => {
-            tracing::warn!(%error, bytes = line.len(), "skipped an event of OpenCode");
+            tracing::debug!(%error, bytes = line.len(), "skipped an event of OpenCode");
             StreamItem::Skipped
         }
     })
