@@ -5,7 +5,30 @@
 //! model calls.
 
 pub(crate) mod agent;
+mod api;
+mod app;
+mod auth;
 pub(crate) mod config;
 pub(crate) mod keys;
+mod metrics;
 pub(crate) mod proxy;
-pub(crate) mod settings;
+mod run;
+mod secret;
+mod serve;
+mod settings;
+mod store;
+mod summary;
+mod turn;
+
+pub use api::openapi_json;
+pub use run::{RunError, run};
+pub use settings::Settings;
+
+/// JSON Schema of every event, as committed in docs/events.schema.json.
+#[must_use]
+pub fn event_schema_json() -> String {
+    let schema = schemars::schema_for!(contract::Event);
+    let mut json = serde_json::to_string_pretty(&schema).expect("the schema is plain data");
+    json.push('\n');
+    json
+}

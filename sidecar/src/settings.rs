@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use std::{net::SocketAddr, path::PathBuf};
 
 /// Session API over a real OpenCode; see docs/sidecar.md for every variable.
-#[derive(Debug, Parser)]
+#[derive(Clone, Debug, Parser)]
 #[command(name = "opencode-sidecar", version)]
 pub struct Settings {
     /// The agent's workspace, as the agent sees it.
@@ -51,6 +51,9 @@ pub struct Settings {
     /// OpenCode's binary, as the agent container sees it.
     #[arg(long, env = "OPENCODE_PROGRAM", default_value_os_t = PathBuf::from(pod::OPENCODE_DIR).join("opencode"))]
     pub opencode_program: PathBuf,
+    /// The agent's HOME, as the agent sees it.
+    #[arg(long, env = "AGENT_HOME", default_value = pod::HOME_DIR)]
+    pub agent_home: String,
     /// PEM bundle of more certificate authorities for model calls.
     #[arg(long, env = "EXTRA_CA_FILE")]
     pub extra_ca_file: Option<PathBuf>,

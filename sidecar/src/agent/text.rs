@@ -13,6 +13,9 @@ pub(crate) const MAX_SEEN: usize = 10_000;
 /// What is kept of a running tool's output: OpenCode shows 30,000 UTF-16 units, which are at most
 /// 90,000 bytes.
 pub(crate) const TAIL_MAX: usize = 96 * 1024;
+/// Tools whose output is followed at the same time; beyond that the oldest one is forgotten, and what
+/// it shows next replaces what was said of it.
+pub(crate) const MAX_TAILS: usize = 64;
 /// How OpenCode marks an output whose beginning it dropped.
 const CUT: &str = "...\n\n";
 
@@ -189,6 +192,8 @@ impl Said {
 /// Output of one running tool: turns what OpenCode shows (all so far, or its end) into pieces.
 #[derive(Debug, Default)]
 pub(crate) struct ToolTail {
+    /// Something was said, but what is forgotten.
+    lost: bool,
     said: u64,
     /// The end of what was said.
     tail: String,
@@ -202,7 +207,7 @@ impl ToolTail {
     /// overlap is taken: repeated lines may be said fewer times than printed.
     pub(crate) fn show(&mut self, call: &str, shown: &str) -> Option<Output> {
         if self.said == 0 {
-            return self.say(call, shown, false);
+            return self.say(call, shown, self.lost);
         }
         // Nothing was dropped of the tail yet, so it is all that was said.
         if self.said == self.tail.len() as u64
@@ -221,8 +226,7 @@ impl ToolTail {
         self.say(call, shown, true)
     }
 
-    /// Takes note of a piece that was said before a restart.
-    pub(crate) fn restore(&mut self, output: &Output) {
+    fn restore(&mut self, output: &Output) {
         if output.replace {
             *self = Self::default();
         }
@@ -261,6 +265,40 @@ impl ToolTail {
             let from = self.tail.ceil_char_boundary(self.tail.len() - TAIL_MAX);
             self.tail.drain(..from);
         }
+    }
+}
+
+/// Output of the tools that run at the same time, in bounded memory.
+#[derive(Debug, Default)]
+pub(crate) struct ToolTails {
+    running: BTreeMap<String, ToolTail>,
+}
+
+impl ToolTails {
+    /// What is new in what a running call shows, see [`ToolTail::show`]. `spoke` says that pieces of
+    /// this call were said before.
+    pub(crate) fn show(&mut self, call: &str, spoke: bool, shown: &str) -> Option<Output> {
+        self.tail(call, spoke).show(call, shown)
+    }
+
+    /// Takes note of a piece that was said before a restart. `spoke` as in [`ToolTails::show`].
+    pub(crate) fn restore(&mut self, output: &Output, spoke: bool) {
+        self.tail(&output.part_id, spoke).restore(output);
+    }
+
+    /// The call is over.
+    pub(crate) fn end(&mut self, call: &str) {
+        self.running.remove(call);
+    }
+
+    fn tail(&mut self, call: &str, spoke: bool) -> &mut ToolTail {
+        if self.running.len() >= MAX_TAILS && !self.running.contains_key(call) {
+            self.running.pop_first();
+        }
+        self.running.entry(call.to_owned()).or_insert(ToolTail {
+            lost: spoke,
+            ..ToolTail::default()
+        })
     }
 }
 

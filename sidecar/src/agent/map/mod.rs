@@ -13,7 +13,7 @@ mod tests;
 
 pub(crate) use outcome::Outcome;
 
-use super::text::{Seen, TextLedger, ToolTail};
+use super::text::{Seen, TextLedger, ToolTails};
 use super::wire::{Message, MessageInfo, OcError, OcEvent, OcKind, Part, PartKind};
 use contract::event::{ErrorEvent, MAIN_AGENT, Status, StatusKind};
 use contract::{EventBody, Usage};
@@ -49,6 +49,7 @@ pub(crate) struct TurnMap {
     parts: Seen<Mark>,
     texts: TextLedger,
     calls: Seen<Call>,
+    tails: ToolTails,
     /// OpenCode's id of a call → ours.
     call_ids: BTreeMap<String, String>,
     answers: Answers,
@@ -89,8 +90,9 @@ enum Mark {
 #[derive(Debug, Default)]
 struct Call {
     called: bool,
+    /// Some of its output was said.
+    spoke: bool,
     done: bool,
-    tail: ToolTail,
 }
 
 impl TurnMap {
@@ -107,6 +109,7 @@ impl TurnMap {
             parts: Seen::default(),
             texts: TextLedger::default(),
             calls: Seen::default(),
+            tails: ToolTails::default(),
             call_ids: BTreeMap::new(),
             answers: Answers::default(),
             files: BTreeSet::new(),
@@ -263,10 +266,14 @@ impl TurnMap {
         let Some(entry) = self.messages.entry(&info.id, || heard) else {
             return;
         };
-        // What was believed foreign may turn out to answer a message that OpenCode wrote itself.
-        *entry = heard;
-        if heard == Heard::Foreign {
-            return;
+        if *entry == Heard::Foreign {
+            // It may turn out to answer a message that OpenCode wrote itself.
+            *entry = heard;
+        }
+        let heard = *entry;
+        match heard {
+            Heard::Answer | Heard::Summary => {}
+            Heard::Own | Heard::User | Heard::Foreign => return,
         }
         if !known && let Some(session) = self.sessions.get_mut(session) {
             session.retry = None;

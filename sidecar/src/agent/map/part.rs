@@ -6,7 +6,7 @@ use crate::agent::wire::{Part, PartKind, ToolState};
 use contract::event::{Output, Status, StatusKind, ToolCall, ToolResult};
 use contract::{EventBody, Usage};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Component, Path};
 
 /// Longest piece of a text in one event, in bytes.
 const MAX_PIECE: usize = 64 * 1024;
@@ -185,10 +185,11 @@ impl TurnMap {
         }
         let piece = printed
             .as_deref()
-            .and_then(|printed| call.tail.show(&part.id, printed));
+            .and_then(|printed| self.tails.show(&part.id, call.spoke, printed));
+        call.spoke |= piece.is_some();
         if let Some(result) = result(&part.id, name, invalid, state) {
             call.done = true;
-            call.tail = Default::default();
+            self.tails.end(&part.id);
             said.extend(piece.into_iter().flat_map(pieces));
             said.push(EventBody::ToolResult(result));
         } else {
@@ -264,8 +265,11 @@ impl TurnMap {
 
     fn changed(&mut self, file: &str) {
         let path = Path::new(file);
-        let inside = path.strip_prefix(&self.workspace).unwrap_or(path);
-        let name = inside.to_string_lossy();
+        let inside = path
+            .strip_prefix(&self.workspace)
+            .ok()
+            .filter(|inside| !inside.components().any(|part| part == Component::ParentDir));
+        let name = inside.unwrap_or(path).to_string_lossy();
         if !name.is_empty() && self.files.len() < MAX_FILES {
             self.files.insert(name.into_owned());
         }

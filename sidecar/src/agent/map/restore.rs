@@ -14,7 +14,8 @@ impl TurnMap {
                 OutputSource::Assistant => self.texts.restore(output),
                 OutputSource::Tool => {
                     if let Some(call) = self.calls.entry(&output.part_id, Call::default) {
-                        call.tail.restore(output);
+                        self.tails.restore(output, call.spoke);
+                        call.spoke = true;
                     }
                 }
             },
@@ -26,7 +27,7 @@ impl TurnMap {
             EventBody::ToolResult(result) => {
                 if let Some(call) = self.calls.entry(&result.call_id, Call::default) {
                     call.done = true;
-                    call.tail = Default::default();
+                    self.tails.end(&result.call_id);
                 }
             }
             EventBody::Status(status) => self.restore_status(&event.agent, status),

@@ -1,1 +1,7 @@
 //! Captures of the real OpenCode, and what an attacker might send.
+
+mod capture;
+mod gaps;
+mod garbage;
+mod golden;
+mod rules;

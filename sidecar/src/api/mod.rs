@@ -1,0 +1,162 @@
+//! The session API on port 3003: one list of routes, a file per resource.
+
+mod approvals;
+mod body;
+mod diff;
+mod error;
+mod events;
+mod health;
+mod pod;
+mod sessions;
+mod stream;
+
+use crate::{app::App, auth};
+use axum::{
+    extract::{Request, State},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use contract::{Cursor, ErrorCode, SessionId};
+use error::ApiError;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use std::sync::Arc;
+use utoipa::OpenApi;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+/// Paths that want no token.
+const OPEN: &[&str] = &["/healthz", "/health", "/ready"];
+/// Header that joins an answer, the log and a report.
+const REQUEST_ID: &str = "x-request-id";
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "opencode-operator sidecar",
+        description = "Sessions with a coding agent in one pod. Every path but /healthz, /health and /ready wants `Authorization: Bearer`.",
+        license(name = "Apache-2.0"),
+    ),
+    components(schemas(contract::Event, contract::summary::Summary))
+)]
+struct Document;
+
+fn routes() -> OpenApiRouter<Arc<App>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(sessions::create, sessions::list))
+        .routes(routes!(sessions::cancel))
+        .routes(routes!(sessions::status))
+        .routes(routes!(sessions::turn))
+        .routes(routes!(stream::stream))
+        .routes(routes!(events::events))
+        .routes(routes!(approvals::list))
+        .routes(routes!(approvals::answer))
+        .routes(routes!(diff::diff))
+        .routes(routes!(pod::summary))
+        .routes(routes!(pod::metrics))
+        .routes(routes!(health::healthz))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+}
+
+/// The API. Tests call the same.
+pub(crate) fn router(app: Arc<App>) -> axum::Router {
+    let (router, _) = routes().split_for_parts();
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(Arc::clone(&app), authenticate))
+        .layer(from_fn(request_id))
+        .with_state(app)
+}
+
+/// The OpenAPI document as committed in docs/openapi.json.
+#[must_use]
+pub fn openapi_json() -> String {
+    let (_, document) = routes().split_for_parts();
+    let mut json = document.to_pretty_json().expect("the document is plain data");
+    json.push('\n');
+    json
+}
+
+async fn not_found() -> ApiError {
+    ApiError::new(ErrorCode::NotFound, "there is no such path; docs/openapi.json lists all")
+}
+
+async fn method_not_allowed() -> ApiError {
+    ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
+}
+
+async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    if OPEN.contains(&request.uri().path()) {
+        return next.run(request).await;
+    }
+    match auth::check(&app, request.method(), request.uri().path(), request.headers()) {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(auth::Refused::Unauthorized) => ApiError::new(
+            ErrorCode::Unauthorized,
+            "send `Authorization: Bearer <token>` with a valid token of this pod or its shared secret",
+        )
+        .into_response(),
+        Err(auth::Refused::Forbidden) => {
+            ApiError::new(ErrorCode::Forbidden, "the token's scopes do not allow this").into_response()
+        }
+    }
+}
+
+/// Takes the caller's request id if it is a short plain one, else makes one; logs every answer that
+/// is an error.
+async fn request_id(request: Request, next: Next) -> Response {
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
+        .map(str::to_owned);
+    let id = given.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let method = request.method().clone();
+    let path = request.uri().path().to_owned();
+    let span = tracing::info_span!("request", request_id = id);
+    let mut response = {
+        use tracing::Instrument;
+        next.run(request).instrument(span).await
+    };
+    let status = response.status();
+    if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
+        let open = OPEN.contains(&path.as_str());
+        if !open {
+            tracing::warn!(request_id = id, %method, path, status = status.as_u16(), "request failed");
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    response
+}
+
+/// The session of a path.
+fn session(app: &App, id: &str) -> Result<Arc<crate::store::session::Session>, ApiError> {
+    let parsed = SessionId::new(id).map_err(|error| {
+        ApiError::invalid(vec![contract::FieldError::new("session_id", error.to_string())])
+    })?;
+    app.store.get(&parsed).ok_or_else(|| ApiError::session_not_found(id))
+}
+
+/// The cursor of a request: `Last-Event-ID`, which an EventSource renews, before `?after=`.
+fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
+    let header = match headers.get("last-event-id") {
+        Some(value) => Some(value.to_str().map_err(|_| invalid_cursor("Last-Event-ID"))?),
+        None => None,
+    };
+    let (name, text) = match (header.filter(|text| !text.is_empty()), after) {
+        (Some(text), _) => ("Last-Event-ID", text),
+        (None, Some(text)) => ("after", text),
+        (None, None) => return Ok(None),
+    };
+    text.parse().map(Some).map_err(|_| invalid_cursor(name))
+}
+
+fn invalid_cursor(name: &str) -> ApiError {
+    ApiError::new(ErrorCode::InvalidCursor, format!("{name} {}", contract::cursor::InvalidCursor))
+}

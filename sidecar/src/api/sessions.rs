@@ -1,0 +1,160 @@
+//! `/sessions`: begin, list, look, prompt again, cancel.
+
+use super::{body, error::ApiError, session};
+use crate::{
+    app::{App, TurnRequest},
+    auth::Caller,
+    store::record::Idempotency,
+};
+use axum::{
+    Extension, Json,
+    body::Body,
+    extract::{Path, State},
+};
+use contract::{
+    ErrorBody, ErrorCode,
+    session::{CreateSession, CreateTurn, Session, SessionList},
+};
+use http::{HeaderMap, StatusCode};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+/// Begin a session with its first turn. Answers as soon as it is recorded, even while the agent
+/// still starts. With `Idempotency-Key` the same request may be sent again.
+#[utoipa::path(post, path = "/sessions", request_body = CreateSession,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 128 printable characters")),
+    responses((status = 201, body = Session), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+        (status = 409, body = ErrorBody), (status = 413, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn create(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Session>), ApiError> {
+    let (object, bytes) = body::read(&headers, body).await?;
+    let create = body::create_session(object)?;
+    let idempotency = idempotency(&headers, &bytes)?;
+    if let (Some(wanted), Some(session)) = (&idempotency, app.store.get(&create.session_id))
+        && let Some(session) = repeated(&session, wanted, Some(1))?
+    {
+        return Ok((StatusCode::CREATED, Json(session)));
+    }
+    going_on(&app)?;
+    let request = TurnRequest { prompt: create.prompt, author: caller.subject, idempotency };
+    let session = app
+        .create_session(create.session_id, create.model_config, create.system_prompt, request)
+        .await?;
+    Ok((StatusCode::CREATED, Json(session.body())))
+}
+
+/// Prompt a session again.
+#[utoipa::path(post, path = "/sessions/{session_id}/turns", request_body = CreateTurn,
+    params(("session_id" = String, Path), ("Idempotency-Key" = Option<String>, Header)),
+    responses((status = 201, body = Session), (status = 400, body = ErrorBody), (status = 401, body = ErrorBody),
+        (status = 404, body = ErrorBody), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub(super) async fn turn(
+    State(app): State<Arc<App>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Session>), ApiError> {
+    let session = session(&app, &id)?;
+    let (object, bytes) = body::read(&headers, body).await?;
+    let create = body::create_turn(object)?;
+    let idempotency = idempotency(&headers, &bytes)?;
+    if let Some(wanted) = &idempotency
+        && let Some(session) = repeated(&session, wanted, None)?
+    {
+        return Ok((StatusCode::CREATED, Json(session)));
+    }
+    going_on(&app)?;
+    if create.api_key.is_some() && session.created.own_key {
+        session.state().request_key = create.api_key;
+    }
+    if session.key_required() {
+        return Err(ApiError::new(
+            ErrorCode::KeyRequired,
+            "the key that came with this session is never stored and was lost with a restart: send `api_key` again",
+        ));
+    }
+    let request = TurnRequest { prompt: create.prompt, author: caller.subject, idempotency };
+    app.create_turn(&session, request).await?;
+    Ok((StatusCode::CREATED, Json(session.body())))
+}
+
+/// All sessions, oldest first.
+#[utoipa::path(get, path = "/sessions", responses((status = 200, body = SessionList), (status = 401, body = ErrorBody)))]
+pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SessionList> {
+    Json(SessionList { sessions: app.store.all().iter().map(|session| session.body()).collect() })
+}
+
+/// Where a session stands; `reason` says in one sentence what it does or why nothing happens.
+#[utoipa::path(get, path = "/sessions/{session_id}/status", params(("session_id" = String, Path)),
+    responses((status = 200, body = Session), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn status(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Session>, ApiError> {
+    Ok(Json(session(&app, &id)?.body()))
+}
+
+/// Cancel the turn under way. Answers when the agent is idle again; the history stays.
+#[utoipa::path(delete, path = "/sessions/{session_id}", params(("session_id" = String, Path)),
+    responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
+pub(super) async fn cancel(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let session = session(&app, &id)?;
+    let running = session.state().running.clone();
+    if let Some(running) = running {
+        running.cancel.cancel();
+        running.ended.cancelled().await;
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn going_on(app: &App) -> Result<(), ApiError> {
+    if app.shutdown.is_cancelled() {
+        return Err(ApiError::new(ErrorCode::ShuttingDown, "the pod is stopping: try again when it is back"));
+    }
+    Ok(())
+}
+
+fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, ApiError> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let key = value
+        .to_str()
+        .ok()
+        .filter(|key| (1..=128).contains(&key.len()) && key.bytes().all(|b| b.is_ascii_graphic()));
+    match key {
+        Some(key) => Ok(Some(Idempotency {
+            key: key.to_owned(),
+            body: Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect(),
+        })),
+        None => Err(ApiError::invalid(vec![contract::FieldError::new(
+            "Idempotency-Key",
+            "must be 1 to 128 printable ASCII characters without spaces",
+        )])),
+    }
+}
+
+/// The answer to a request that came before; an error where its body was another.
+fn repeated(
+    session: &crate::store::session::Session,
+    wanted: &Idempotency,
+    turn: Option<u32>,
+) -> Result<Option<Session>, ApiError> {
+    let known = session.state().idempotency.get(&wanted.key).cloned();
+    match known {
+        Some((known, of)) if known == *wanted && turn.is_none_or(|turn| turn == of) => {
+            Ok(Some(session.body()))
+        }
+        Some(_) => Err(ApiError::new(
+            ErrorCode::IdempotencyMismatch,
+            "this Idempotency-Key came before with another body: use a new key for a new request",
+        )),
+        None => Ok(None),
+    }
+}

@@ -1,0 +1,215 @@
+//! Everything that the sidecar is made of, and what begins with it.
+
+use crate::{
+    agent::supervisor::Agent,
+    config::Config,
+    keys::ProviderKeys,
+    metrics::Metrics,
+    proxy::{Bindings, KeySource, Target},
+    settings::Settings,
+    store::{
+        BeginError, NewTurn, Store, Unfinished,
+        record::{Created, Idempotency, TurnNote},
+        session::{Running, Session, now},
+    },
+    turn::{self, Turn},
+};
+use contract::{FieldError, SessionId, session::ModelConfig};
+use secrecy::SecretString;
+use std::sync::{Arc, OnceLock};
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// The parts.
+pub(crate) struct App {
+    pub settings: Settings,
+    pub config: Config,
+    pub keys: ProviderKeys,
+    pub store: Store,
+    pub agent: Agent,
+    pub bindings: Bindings,
+    pub metrics: Metrics,
+    pub shutdown: CancellationToken,
+    /// Running turns: the process ends after them.
+    pub turns: TaskTracker,
+    pub summary: OnceLock<watch::Receiver<contract::summary::Summary>>,
+    pub news: watch::Sender<()>,
+}
+
+/// A request for a turn.
+pub(crate) struct TurnRequest {
+    pub prompt: String,
+    pub author: String,
+    pub idempotency: Option<Idempotency>,
+}
+
+/// Why a session or turn was not begun.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("the model cannot be used")]
+    Model(Vec<FieldError>),
+    #[error(transparent)]
+    Begin(#[from] BeginError),
+}
+
+impl App {
+    /// Something changed that the summary tells.
+    pub(crate) fn changed(&self) {
+        self.news.send_replace(());
+    }
+
+    fn limit(&self) -> u32 {
+        self.config.pod().limits.max_concurrent_sessions
+    }
+
+    /// Records a session with its first turn and starts it.
+    pub(crate) async fn create_session(
+        self: &Arc<Self>,
+        id: SessionId,
+        model_config: Option<ModelConfig>,
+        system_prompt: Option<String>,
+        request: TurnRequest,
+    ) -> Result<Arc<Session>, StartError> {
+        let target = Target::resolve(&self.config.pod(), model_config.as_ref()).map_err(StartError::Model)?;
+        let target = Arc::new(target);
+        let request_key = model_config.as_ref().and_then(|model| model.api_key.clone());
+        let created = Created {
+            session_id: id,
+            at: now(),
+            opencode_session: crate::agent::ids::session_id(),
+            own_key: request_key.is_some(),
+            model_config: model_config.map(|model| ModelConfig { api_key: None, ..model }),
+            system_prompt,
+        };
+        let note = turn_note(1, request);
+        let new = NewTurn { note: note.clone(), target: Arc::clone(&target), limit: self.limit() };
+        let (session, running) = self.store.create(created, request_key, new).await?;
+        self.spawn(Arc::clone(&session), note, target, running, false, Vec::new());
+        Ok(session)
+    }
+
+    /// Records a further turn and starts it.
+    pub(crate) async fn create_turn(
+        self: &Arc<Self>,
+        session: &Arc<Session>,
+        request: TurnRequest,
+    ) -> Result<(), StartError> {
+        let target = Arc::new(self.target(session).map_err(StartError::Model)?);
+        let number = session.state().turn + 1;
+        let note = turn_note(number, request);
+        let new = NewTurn { note: note.clone(), target: Arc::clone(&target), limit: self.limit() };
+        let running = self.store.begin_turn(session, new).await?;
+        self.spawn(Arc::clone(session), note, target, running, false, Vec::new());
+        Ok(())
+    }
+
+    /// Takes up the turns that the last process left.
+    pub(crate) fn take_up(self: &Arc<Self>, unfinished: Vec<Unfinished>) {
+        for Unfinished { session, turn } in unfinished {
+            let Some(running) = session.state().running.clone() else { continue };
+            match self.target(&session) {
+                Ok(target) => {
+                    let target = Arc::new(target);
+                    session.state().target = Some(Arc::clone(&target));
+                    tracing::info!(session_id = %session.id(), turn = turn.note.turn, delivered = turn.delivered, "taking a turn up again");
+                    self.spawn(session, turn.note, target, running, turn.delivered, turn.events);
+                }
+                Err(fields) => {
+                    let app = Arc::clone(self);
+                    self.turns.spawn(async move {
+                        turn::refuse(&app, &session, turn.note.turn, &fields, &running).await;
+                    });
+                }
+            }
+        }
+        for session in self.store.all() {
+            if session.state().target.is_none() && let Ok(target) = self.target(&session) {
+                session.state().target = Some(Arc::new(target));
+            }
+        }
+    }
+
+    /// Where a session's model calls go, by the configuration in force.
+    fn target(&self, session: &Session) -> Result<Target, Vec<FieldError>> {
+        let own = session.own_key();
+        let wanted = session.created.model_config.clone().map(|mut model| {
+            if own.is_some() {
+                // The rule "an undeclared endpoint needs a key" was met when the session was made.
+                model.api_key = Some(SecretString::from("kept out of the journal"));
+            }
+            model
+        });
+        let mut target = Target::resolve(&self.config.pod(), wanted.as_ref())?;
+        if let Some(own) = own {
+            target.key = match own {
+                KeySource::Provider(_) | KeySource::Forgotten => KeySource::Forgotten,
+                KeySource::Request(key) => KeySource::Request(key),
+            };
+        }
+        Ok(target)
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        session: Arc<Session>,
+        note: TurnNote,
+        target: Arc<Target>,
+        running: Running,
+        delivered: bool,
+        events: Vec<contract::Event>,
+    ) {
+        let turn = Turn {
+            session,
+            number: note.turn,
+            message_id: note.message_id,
+            prompt: note.prompt,
+            target,
+            running,
+            delivered,
+            events,
+        };
+        self.changed();
+        self.turns.spawn(Box::pin(turn::run(Arc::clone(self), turn)));
+    }
+
+    /// Starts the session of the pod's own prompt, at most once ever: when the configuration has one,
+    /// it was not taken up before and the journal does not know it.
+    pub(crate) async fn start_prompt(self: &Arc<Self>) {
+        let mut config = self.config.watch_pod();
+        loop {
+            let pod = Arc::clone(&config.borrow_and_update());
+            if let Some(prompt) = pod.prompt.clone().filter(|_| !pod.prompt_consumed) {
+                match SessionId::new(pod.name.clone()) {
+                    Ok(id) if self.store.get(&id).is_none() => self.begin_prompt(id, prompt).await,
+                    Ok(_) => {}
+                    Err(error) => tracing::error!(name = pod.name, %error, "the object's name is no session id"),
+                }
+            }
+            let news = self.shutdown.run_until_cancelled(config.changed()).await;
+            if !matches!(news, Some(Ok(()))) {
+                return;
+            }
+        }
+    }
+
+    async fn begin_prompt(self: &Arc<Self>, id: SessionId, prompt: String) {
+        let request = TurnRequest { prompt, author: "spec.prompt".into(), idempotency: None };
+        match self.create_session(id.clone(), None, None, request).await {
+            Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
+            Err(StartError::Begin(BeginError::Exists)) => {}
+            Err(error) => tracing::error!(session_id = %id, ?error, "the pod's prompt was not started"),
+        }
+    }
+}
+
+fn turn_note(turn: u32, request: TurnRequest) -> TurnNote {
+    let at = now();
+    TurnNote {
+        turn,
+        at,
+        message_id: crate::agent::ids::message_id(at.as_millisecond().unsigned_abs()),
+        prompt: request.prompt,
+        author: request.author,
+        idempotency: request.idempotency,
+    }
+}

@@ -1,0 +1,235 @@
+//! Puts the parts together and takes them apart again.
+
+use crate::{
+    agent::{
+        launch,
+        supervisor::{Agent, AgentOptions},
+    },
+    api,
+    app::App,
+    config::{Config, ConfigError},
+    keys::ProviderKeys,
+    metrics::Metrics,
+    proxy::{self, Bindings, Proxy, ProxyError},
+    secret, serve,
+    settings::Settings,
+    store::{Store, StoreError},
+    summary,
+};
+use contract::pod::Limits;
+use std::{
+    error::Error,
+    io,
+    net::Ipv4Addr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Longest time for turns to end after SIGTERM; the pod's grace period is 30 s.
+const TURNS_END: Duration = Duration::from_secs(15);
+
+/// Why the sidecar could not begin or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Something of the system.
+    #[error("a system call failed")]
+    Io(#[from] io::Error),
+    /// The journal's folder cannot be made.
+    #[error("the folder {path} cannot be made or written")]
+    Folder {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A port is taken.
+    #[error("port {port} cannot be opened")]
+    Port {
+        /// Which.
+        port: u16,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration is unusable.
+    #[error("the configuration cannot be used")]
+    Config(#[source] Box<dyn Error + Send + Sync>),
+    /// The journal is unusable.
+    #[error("the journal cannot be used")]
+    Store(#[source] Box<dyn Error + Send + Sync>),
+    /// The credential proxy cannot be made.
+    #[error("the credential proxy cannot be made")]
+    Proxy(#[source] Box<dyn Error + Send + Sync>),
+    /// A part that all others need ended.
+    #[error("{0} ended")]
+    Part(&'static str),
+}
+
+impl RunError {
+    /// The error and all its causes in one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(error) = source {
+            text = format!("{text}: {error}");
+            source = error.source();
+        }
+        text
+    }
+}
+
+impl From<ConfigError> for RunError {
+    fn from(error: ConfigError) -> Self {
+        Self::Config(Box::new(error))
+    }
+}
+
+impl From<StoreError> for RunError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Box::new(error))
+    }
+}
+
+impl From<ProxyError> for RunError {
+    fn from(error: ProxyError) -> Self {
+        Self::Proxy(Box::new(error))
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, or until a part fails that others need.
+pub async fn run(settings: Settings) -> Result<(), RunError> {
+    let shutdown = bootstrap::shutdown_token()?;
+    // Ports first: whoever in the pod comes later must not pose as us.
+    let api_listener = bind(settings.host.into(), settings.port).await?;
+    let proxy_listener = bind(Ipv4Addr::LOCALHOST.into(), settings.proxy_port).await?;
+    // The mount may be open to others (some volumes are 0777): the journal gets a folder of its own.
+    let journal_dir = settings.journal_dir.join("sessions");
+    make_dir(&journal_dir)?;
+    let private = settings.journal_dir.join("private");
+    make_dir(&private)?;
+    let password = secret::load_or_make(&private)
+        .map_err(|source| RunError::Folder { path: private.clone(), source })?;
+    let limits = Limits {
+        max_concurrent_sessions: settings.max_concurrent_sessions,
+        turn_timeout_seconds: settings.session_timeout,
+    };
+    let config = Config::load(&settings.config_dir, &limits, shutdown.clone())?;
+    let keys = ProviderKeys::new(settings.provider_keys_dir.clone());
+    let bindings = Bindings::default();
+    let (store, unfinished) = Store::open(&journal_dir)?;
+    let metrics = Metrics::new();
+    let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?;
+    // Outlives `shutdown`: ending turns still need the agent and, through it, the proxy.
+    let last = CancellationToken::new();
+    let launch = launches(&settings, &config, &password, last.clone());
+    let (agent, agent_task) =
+        Agent::spawn(AgentOptions::new(&settings, password, launch), last.clone());
+    let app = Arc::new(App {
+        settings,
+        config,
+        keys,
+        store,
+        agent,
+        bindings,
+        metrics,
+        shutdown: shutdown.clone(),
+        turns: TaskTracker::new(),
+        summary: OnceLock::new(),
+        news: watch::Sender::new(()),
+    });
+    app.take_up(unfinished);
+    // Set exactly once, here.
+    let _ = app.summary.set(summary::spawn(&app));
+    let prompt = tokio::spawn({
+        let app = Arc::clone(&app);
+        async move { app.start_prompt().await }
+    });
+    let proxy_task = tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone()));
+    let api_task =
+        tokio::spawn(serve::serve(api_listener, api::router(Arc::clone(&app)), shutdown.clone()));
+    tracing::info!(api = %app.settings.api_addr(), "ready for requests");
+
+    let result = wait(&shutdown, agent_task, proxy_task).await;
+    shutdown.cancel();
+    app.turns.close();
+    if tokio::time::timeout(TURNS_END, app.turns.wait()).await.is_err() {
+        tracing::warn!(turns = app.turns.len(), "turns were still under way at the end");
+    }
+    for (name, task) in [("the API", api_task), ("the pod's prompt", prompt)] {
+        if task.await.is_err() {
+            tracing::error!(part = name, "panicked");
+        }
+    }
+    last.cancel();
+    tracing::info!("stopped");
+    result
+}
+
+/// Waits for the signal; a part that others rely on and that ends before it ends the process.
+async fn wait(
+    shutdown: &CancellationToken,
+    agent: tokio::task::JoinHandle<()>,
+    proxy: tokio::task::JoinHandle<()>,
+) -> Result<(), RunError> {
+    tokio::select! {
+        () = shutdown.cancelled() => Ok(()),
+        _ = agent => Err(RunError::Part("the agent's supervisor")),
+        _ = proxy => Err(RunError::Part("the credential proxy")),
+    }
+}
+
+async fn bind(host: std::net::IpAddr, port: u16) -> Result<TcpListener, RunError> {
+    TcpListener::bind((host, port)).await.map_err(|source| RunError::Port { port, source })
+}
+
+fn make_dir(path: &Path) -> Result<(), RunError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| RunError::Folder { path: path.to_owned(), source })
+}
+
+/// How OpenCode is to be started, renewed with the configuration. The supervisor restarts a running
+/// OpenCode for a new launch only between turns.
+fn launches(
+    settings: &Settings,
+    config: &Config,
+    password: &str,
+    last: CancellationToken,
+) -> watch::Receiver<contract::runner::Launch> {
+    let make = {
+        let settings = settings.clone();
+        let password = password.to_owned();
+        move |config: &Config| {
+            launch::launch(
+                &settings,
+                &config.pod(),
+                &password,
+                proxy::alias::opencode_providers(settings.proxy_port),
+                &settings.agent_home,
+            )
+        }
+    };
+    let (sender, receiver) = watch::channel(make(config));
+    let config = config.clone();
+    tokio::spawn(async move {
+        let mut pod = config.watch_pod();
+        while let Some(Ok(())) = last.run_until_cancelled(pod.changed()).await {
+            pod.borrow_and_update();
+            let launch = make(&config);
+            sender.send_if_modified(|old| {
+                let differs = *old != launch;
+                if differs {
+                    *old = launch;
+                }
+                differs
+            });
+        }
+    });
+    receiver
+}

@@ -1,0 +1,330 @@
+//! One session: its journal and what is known of it now.
+
+use super::record::{Always, Created, Idempotency, Note, Record, TurnNote};
+use crate::proxy::{KeySource, Target};
+use contract::{
+    Cursor, Epoch, Event, EventBody, SessionId, Usage,
+    approval::{Approval, Decision},
+    event::{ApprovalState, Complete, ErrorEvent, StatusKind},
+    session::{Session as SessionBody, SessionState},
+};
+use jiff::Timestamp;
+use journal::{AppendError, Log, Position};
+use secrecy::SecretString;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// Bytes of queued entries above which a turn waits for the disk.
+const QUEUE_HIGH: usize = 1024 * 1024;
+
+/// One session.
+pub(crate) struct Session {
+    pub created: Created,
+    log: Arc<Log<Record>>,
+    view: watch::Sender<View>,
+    state: Mutex<State>,
+}
+
+/// What readers wait on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct View {
+    pub position: Position,
+    /// A turn is under way: more will come.
+    pub active: bool,
+}
+
+/// What is known of a session beyond its journal.
+#[derive(Default)]
+pub(crate) struct State {
+    pub turn: u32,
+    pub status: Option<SessionState>,
+    pub reason: String,
+    pub usage: Usage,
+    pub updated_at: Option<Timestamp>,
+    pub first_turn: FirstTurn,
+    /// User message of the last turn, for its diff.
+    pub message_id: String,
+    pub idempotency: HashMap<String, (Idempotency, u32)>,
+    pub request_key: Option<SecretString>,
+    pub target: Option<Arc<Target>>,
+    pub running: Option<Running>,
+    pub pending: BTreeMap<String, Approval>,
+    /// Answers of the turn under way, for asks that OpenCode still holds after a restart.
+    pub answered: HashMap<String, Decision>,
+    pub always: Vec<Always>,
+}
+
+/// The turn under way.
+#[derive(Clone, Default)]
+pub(crate) struct Running {
+    pub cancel: CancellationToken,
+    pub ended: CancellationToken,
+}
+
+/// How the first turn went, for the object's status.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FirstTurn {
+    pub started_at: Option<Timestamp>,
+    pub finished_at: Option<Timestamp>,
+    pub complete: Option<Complete>,
+    pub error: Option<ErrorEvent>,
+    pub cancelled: bool,
+}
+
+/// The journal does not take more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the journal cannot be written: its volume is full or broken")]
+pub(crate) struct JournalError;
+
+impl Session {
+    pub(super) fn new(created: Created, log: Arc<Log<Record>>, state: State) -> Arc<Self> {
+        let active = state.running.is_some();
+        let (view, _) = watch::channel(View { position: log.position(), active });
+        let session = Arc::new(Self { created, log, view, state: Mutex::new(state) });
+        let weak = Arc::downgrade(&session);
+        session.log.on_durable(Box::new(move |position| {
+            if let Some(session) = weak.upgrade() {
+                session.view.send_modify(|view| view.position = position);
+            }
+        }));
+        // A sync between `position()` and `on_durable` would else be missed.
+        session.view.send_modify(|view| view.position = session.log.position());
+        session
+    }
+
+    pub(crate) fn id(&self) -> &SessionId {
+        &self.created.session_id
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(self.log.epoch())
+    }
+
+    pub(crate) fn log(&self) -> &Arc<Log<Record>> {
+        &self.log
+    }
+
+    pub(crate) fn view(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while holding it leaves plain data: still the best that is known.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Appends events of a turn, in order. Waits while the disk is far behind. Cancel safe: what was
+    /// appended stays appended.
+    pub(crate) async fn emit(
+        &self,
+        turn: u32,
+        events: impl IntoIterator<Item = (String, EventBody)>,
+    ) -> Result<(), JournalError> {
+        for (agent, body) in events {
+            let mut view = self.view.subscribe();
+            while self.log.queued_bytes() > QUEUE_HIGH {
+                view.changed().await.map_err(|_| JournalError)?;
+            }
+            self.append(Event { turn, ts: now(), agent, body }, false)?;
+        }
+        Ok(())
+    }
+
+    /// Appends one event at once; `urgent` also while the volume is full. Returns its ticket.
+    pub(crate) fn append(&self, event: Event, urgent: bool) -> Result<u64, JournalError> {
+        self.apply(&event);
+        let record = Record::Event(event);
+        let result = if urgent { self.log.append_urgent(record) } else { self.log.append(record) };
+        result.map_err(|error| self.refused(&error))
+    }
+
+    /// Appends a note. Returns its ticket.
+    pub(crate) fn note(&self, note: Note) -> Result<u64, JournalError> {
+        self.log.append(Record::Note(note)).map_err(|error| self.refused(&error))
+    }
+
+    fn refused(&self, error: &AppendError) -> JournalError {
+        tracing::error!(session_id = %self.id(), %error, "the journal refused an entry");
+        JournalError
+    }
+
+    /// Waits until everything up to `ticket` is durable; fails when that can no longer happen.
+    pub(crate) async fn durable(&self, ticket: u64, failed: &CancellationToken) -> Result<(), JournalError> {
+        let mut view = self.view.subscribe();
+        tokio::select! {
+            reached = view.wait_for(|view| view.position.ticket >= ticket) => {
+                reached.map(drop).map_err(|_| JournalError)
+            }
+            () = failed.cancelled() => Err(JournalError),
+        }
+    }
+
+    /// What an event changes in the state; also replayed at a start.
+    pub(super) fn apply(&self, event: &Event) {
+        self.state().apply(event);
+    }
+
+    /// A turn begins: readers know that more will come.
+    pub(crate) fn begin(&self, note: &TurnNote, target: Arc<Target>, running: Running) {
+        let mut state = self.state();
+        state.begin(note);
+        state.target = Some(target);
+        state.running = Some(running);
+        drop(state);
+        self.view.send_modify(|view| view.active = true);
+    }
+
+    /// Appends the last event of the turn under way, also to a full volume. From here on the next
+    /// turn may begin: its entries come after this one. Returns the event's ticket.
+    pub(crate) fn end(&self, event: Event) -> Result<u64, JournalError> {
+        let appended = self.append(event, true);
+        let mut state = self.state();
+        state.pending.clear();
+        state.answered.clear();
+        state.running = None;
+        appended
+    }
+
+    /// The last event is durable, or never will be: readers that wait need not wait on.
+    pub(crate) fn ended(&self, running: &Running) {
+        let active = self.state().running.is_some();
+        self.view.send_modify(|view| view.active = active);
+        running.ended.cancel();
+    }
+
+    /// Whether the key that came with the session is needed again.
+    pub(crate) fn key_required(&self) -> bool {
+        self.created.own_key && self.state().request_key.is_none()
+    }
+
+    /// The session as the API tells it.
+    pub(crate) fn body(&self) -> SessionBody {
+        let position = self.view.borrow().position;
+        let state = self.state();
+        SessionBody {
+            session_id: self.id().clone(),
+            status: state.status.unwrap_or(SessionState::Pending),
+            created_at: self.created.at,
+            updated_at: state.updated_at.unwrap_or(self.created.at),
+            turn: state.turn,
+            last_event_id: Cursor { epoch: self.epoch(), n: position.last }.to_string(),
+            model: state.target.as_ref().map_or_else(String::new, |target| target.label()),
+            reason: state.reason.clone(),
+            usage: state.usage,
+            key_required: self.created.own_key && state.request_key.is_none(),
+            opencode_session_id: Some(self.created.opencode_session.clone()),
+        }
+    }
+
+    /// The key source of a session that brought its own key.
+    pub(crate) fn own_key(&self) -> Option<KeySource> {
+        if !self.created.own_key {
+            return None;
+        }
+        let key = self.state().request_key.clone();
+        Some(key.map_or(KeySource::Forgotten, KeySource::Request))
+    }
+}
+
+impl State {
+    pub(super) fn begin(&mut self, note: &TurnNote) {
+        self.turn = note.turn;
+        self.status = Some(SessionState::Pending);
+        "recorded, not yet started".clone_into(&mut self.reason);
+        self.updated_at = Some(note.at);
+        self.message_id.clone_from(&note.message_id);
+        self.answered.clear();
+        self.pending.clear();
+        if note.turn == 1 {
+            self.first_turn.started_at = Some(note.at);
+        }
+        if let Some(idempotency) = &note.idempotency {
+            self.idempotency.insert(idempotency.key.clone(), (idempotency.clone(), note.turn));
+        }
+    }
+
+    pub(super) fn apply(&mut self, event: &Event) {
+        self.updated_at = Some(event.ts);
+        let ends = event.body.ends_turn();
+        match &event.body {
+            EventBody::Status(status) => {
+                if let Some(usage) = status.usage {
+                    self.usage += usage;
+                }
+                self.status = Some(match status.status {
+                    StatusKind::Queued | StatusKind::WaitingForKey => SessionState::Pending,
+                    StatusKind::Cancelled => SessionState::Cancelled,
+                    StatusKind::Running
+                    | StatusKind::Thinking
+                    | StatusKind::Step
+                    | StatusKind::Retrying
+                    | StatusKind::Compacting
+                    | StatusKind::Todo
+                    | StatusKind::SubAgent
+                    | StatusKind::AgentRestarted => SessionState::Running,
+                });
+                if let Some(progress) = &status.progress {
+                    self.reason.clone_from(progress);
+                }
+            }
+            EventBody::ToolCall(call) => self.reason = format!("runs the tool {}", call.tool),
+            EventBody::Output(_) | EventBody::ToolResult(_) => "works".clone_into(&mut self.reason),
+            EventBody::Error(error) => {
+                self.reason.clone_from(&error.error);
+                if error.fatal {
+                    self.status = Some(SessionState::Failed);
+                }
+            }
+            EventBody::Complete(_) => {
+                self.status = Some(SessionState::Completed);
+                "the last turn is complete".clone_into(&mut self.reason);
+            }
+            EventBody::Approval(approval) => self.apply_approval(event, approval),
+            EventBody::Gap(_) => {}
+        }
+        if ends && event.turn == 1 {
+            self.first_turn.finished_at = Some(event.ts);
+            match &event.body {
+                EventBody::Complete(complete) => self.first_turn.complete = Some(complete.clone()),
+                EventBody::Error(error) => self.first_turn.error = Some(error.clone()),
+                _ => self.first_turn.cancelled = true,
+            }
+        }
+    }
+
+    fn apply_approval(&mut self, event: &Event, approval: &contract::event::ApprovalEvent) {
+        let id = approval.approval_id.clone();
+        match approval.state {
+            ApprovalState::Pending => {
+                self.reason = format!("waits for consent to {}", approval.permission);
+                self.pending.insert(
+                    id.clone(),
+                    Approval {
+                        approval_id: id,
+                        permission: approval.permission.clone(),
+                        patterns: approval.patterns.clone(),
+                        call_id: approval.call_id.clone(),
+                        since: event.ts,
+                    },
+                );
+            }
+            ApprovalState::Approved => {
+                self.pending.remove(&id);
+                self.answered.insert(id, Decision::Once);
+            }
+            ApprovalState::Rejected => {
+                self.pending.remove(&id);
+                self.answered.insert(id, Decision::Reject);
+            }
+        }
+    }
+}
+
+/// Now, to the millisecond: finer would only cost bytes in every event.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::from_millisecond(Timestamp::now().as_millisecond()).unwrap_or(Timestamp::UNIX_EPOCH)
+}

@@ -1,0 +1,287 @@
+//! One turn, from its prompt to its last event.
+//!
+//! A turn is a task. It waits for key and agent, gives OpenCode the prompt exactly once, follows what
+//! OpenCode says, and ends with exactly one last event, whatever happens in between.
+
+mod asks;
+mod follow;
+
+use crate::{
+    agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
+    app::App,
+    proxy::Target,
+    store::session::{JournalError, Running, Session, now},
+};
+use contract::{
+    Event, EventBody,
+    event::{Complete, ErrorEvent, MAIN_AGENT, Status, StatusKind, TurnError},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// How long an aborted OpenCode may take to become idle.
+const ABORT_BOUND: Duration = Duration::from_secs(10);
+/// How often a key that is not there is looked for.
+const KEY_POLL: Duration = Duration::from_millis(200);
+/// How long one look at the stored messages may take after an abort.
+const SETTLE_BOUND: Duration = Duration::from_secs(5);
+
+/// A turn to run.
+pub(crate) struct Turn {
+    pub session: Arc<Session>,
+    pub number: u32,
+    pub message_id: String,
+    pub prompt: String,
+    pub target: Arc<Target>,
+    pub running: Running,
+    /// OpenCode has the prompt: found in the journal after a restart.
+    pub delivered: bool,
+    /// Events of this turn before a restart.
+    pub events: Vec<Event>,
+}
+
+/// How a turn ends.
+#[derive(Debug)]
+pub(crate) enum End {
+    Complete(Complete),
+    Failed(ErrorEvent),
+    Cancelled,
+}
+
+impl End {
+    fn failed(code: TurnError, error: impl Into<String>) -> Self {
+        Self::Failed(ErrorEvent { error: error.into(), fatal: true, code })
+    }
+}
+
+impl From<JournalError> for End {
+    fn from(error: JournalError) -> Self {
+        Self::failed(
+            TurnError::DiskFull,
+            format!("{error}. The turn was stopped; free space on the volume, then send the prompt again"),
+        )
+    }
+}
+
+/// The task's own state.
+struct Drive {
+    app: Arc<App>,
+    session: Arc<Session>,
+    number: u32,
+    message_id: String,
+    prompt: String,
+    target: Arc<Target>,
+    delivered: bool,
+    map: TurnMap,
+    /// A tool was refused in this turn: OpenCode then ends without a word.
+    refused: bool,
+}
+
+/// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
+/// even to a full volume (the journal keeps a reserve).
+pub(crate) async fn run(app: Arc<App>, turn: Turn) {
+    let Turn { session, number, message_id, prompt, target, running, delivered, events } = turn;
+    let oc_session = session.created.opencode_session.clone();
+    app.bindings.bind(&oc_session, Arc::clone(&target));
+    let mut map =
+        TurnMap::new(oc_session.clone(), message_id.clone(), app.settings.workspace_dir.clone());
+    for event in &events {
+        map.restore(event);
+    }
+    let bound = Duration::from_secs(app.config.pod().limits.turn_timeout_seconds);
+    let mut drive = Drive {
+        app: Arc::clone(&app),
+        session: Arc::clone(&session),
+        number,
+        message_id,
+        prompt,
+        target,
+        delivered,
+        map,
+        refused: false,
+    };
+    let started = Instant::now();
+    let end = tokio::select! {
+        biased;
+        () = running.cancel.cancelled() => None,
+        () = app.shutdown.cancelled() => Some(End::failed(
+            TurnError::ShuttingDown,
+            "the pod was told to stop; the conversation is kept, send the next prompt when it is back",
+        )),
+        () = tokio::time::sleep_until(started + bound) => Some(End::failed(
+            TurnError::TurnTimeout,
+            format!("the turn ran longer than limits.turnTimeout ({} s) and was stopped", bound.as_secs()),
+        )),
+        end = drive.to_end() => Some(end),
+    };
+    let end = match end {
+        Some(End::Complete(complete)) => End::Complete(complete),
+        Some(end) => {
+            drive.stop().await;
+            end
+        }
+        None => {
+            drive.stop().await;
+            End::Cancelled
+        }
+    };
+    drive.record(end, &running).await;
+    app.changed();
+}
+
+impl Drive {
+    fn agent(&self) -> &Agent {
+        &self.app.agent
+    }
+
+    fn oc_session(&self) -> &str {
+        &self.session.created.opencode_session
+    }
+
+    async fn emit_status(&self, kind: StatusKind, text: &str) -> Result<(), JournalError> {
+        let body = EventBody::Status(Status::new(kind, text));
+        self.session.emit(self.number, [(MAIN_AGENT.to_owned(), body)]).await
+    }
+
+    async fn emit(&self, mapped: Vec<crate::agent::map::Mapped>) -> Result<(), JournalError> {
+        self.session.emit(self.number, mapped.into_iter().map(|m| (m.agent, m.body))).await
+    }
+
+    async fn to_end(&mut self) -> End {
+        if let Err(end) = self.wait_for_key().await {
+            return end;
+        }
+        loop {
+            self.wait_for_agent().await;
+            match self.follow().await {
+                Ok(Some(end)) => return end,
+                Ok(None) => {}
+                Err(error) => return error.into(),
+            }
+        }
+    }
+
+    /// Waits until the key that the turn needs is there. It comes by itself: the kubelet shows a
+    /// Secret that was created later.
+    async fn wait_for_key(&self) -> Result<(), End> {
+        if self.session.key_required() {
+            return Err(End::failed(
+                TurnError::KeyRequired,
+                "the key that came with this session is never stored and was lost with a restart; \
+                 send the turn again with `api_key`",
+            ));
+        }
+        let mut said = false;
+        while let Some(provider) = self.target.key_missing(&self.app.keys) {
+            if !said {
+                said = true;
+                let text = format!(
+                    "the key of provider {provider} is missing: create its Secret; the turn then begins by itself"
+                );
+                self.emit_status(StatusKind::WaitingForKey, &text).await?;
+                self.app.changed();
+            }
+            tokio::time::sleep(KEY_POLL).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_agent(&self) {
+        let mut state = self.agent().state();
+        // The sender lives as long as the agent's supervisor, which outlives every turn.
+        if state.wait_for(|state| state.ready).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Brings OpenCode to rest after a turn that did not end by itself: refuse what it asks for,
+    /// abort, wait until idle, take over what it stored, kill what is left of the tools.
+    async fn stop(&mut self) {
+        if !self.agent().state().borrow().ready {
+            return;
+        }
+        self.refuse_asks().await;
+        let deadline = Instant::now() + ABORT_BOUND;
+        let mut idle = false;
+        while !idle && Instant::now() < deadline {
+            if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
+                tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
+            }
+            idle = self.idle_within(Duration::from_secs(1)).await;
+            self.refuse_asks().await;
+        }
+        if tokio::time::timeout(SETTLE_BOUND, self.settle()).await.is_err() {
+            tracing::warn!(session_id = %self.session.id(), "stored messages were not read in time");
+        }
+        let alone = self.app.store.running() <= 1;
+        if !idle && alone {
+            self.agent().restart("it did not become idle after an abort").await;
+        } else if alone {
+            self.agent().reap().await;
+        }
+    }
+
+    async fn idle_within(&self, bound: Duration) -> bool {
+        let deadline = Instant::now() + bound;
+        loop {
+            match self.agent().opencode().activity(self.oc_session()).await {
+                Ok(Activity::Idle) => return true,
+                Ok(Activity::Busy | Activity::Retry) => {}
+                Err(error) => tracing::debug!(%error, "OpenCode's status is not to be had"),
+            }
+            if Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Appends the last event and waits until it is durable.
+    async fn record(&self, end: End, running: &Running) {
+        let body = match end {
+            End::Complete(complete) => EventBody::Complete(complete),
+            End::Failed(error) => EventBody::Error(error),
+            End::Cancelled => {
+                EventBody::Status(Status::new(StatusKind::Cancelled, "the turn was cancelled"))
+            }
+        };
+        let name = body.name();
+        let event = Event { turn: self.number, ts: now(), agent: MAIN_AGENT.into(), body };
+        let recorded = match self.session.end(event) {
+            Ok(ticket) => self.app.store.durable(&self.session, ticket).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = recorded {
+            tracing::error!(session_id = %self.session.id(), turn = self.number, %error, "the end of a turn could not be recorded");
+        }
+        self.session.ended(running);
+        tracing::info!(session_id = %self.session.id(), turn = self.number, end = name, "turn ended");
+        self.app.metrics.turn_ended(name);
+    }
+}
+
+/// Ends a turn that cannot go on because its model is no longer to be had.
+pub(crate) async fn refuse(
+    app: &App,
+    session: &Session,
+    turn: u32,
+    fields: &[contract::FieldError],
+    running: &Running,
+) {
+    let rules: Vec<String> = fields.iter().map(|f| format!("{} {}", f.field, f.rule)).collect();
+    let body = EventBody::Error(ErrorEvent {
+        error: format!("after a restart the turn's model can no longer be used: {}", rules.join("; ")),
+        fatal: true,
+        code: TurnError::ModelNotFound,
+    });
+    let event = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body };
+    let recorded = match session.end(event) {
+        Ok(ticket) => app.store.durable(session, ticket).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = recorded {
+        tracing::error!(session_id = %session.id(), turn, %error, "the end of a turn could not be recorded");
+    }
+    session.ended(running);
+    app.changed();
+}
