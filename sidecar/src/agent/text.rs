@@ -325,3 +325,179 @@ fn overlap(before: &[u8], after: &[u8]) -> usize {
     }
     matched
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settled(ledger: &mut TextLedger, full: &str) -> Option<(u64, String, bool)> {
+        let piece = ledger.settle("prt_1", full)?;
+        Some((piece.offset, piece.text, piece.replace))
+    }
+
+    #[test]
+    fn a_settled_text_adds_what_is_missing() {
+        let mut ledger = TextLedger::default();
+        assert_eq!(ledger.delta("prt_1", ""), None);
+        assert_eq!(ledger.delta("prt_1", "Grüß").unwrap().offset, 0);
+        assert_eq!(ledger.delta("prt_1", "e").unwrap().offset, 6);
+        assert_eq!(
+            settled(&mut ledger, "Grüße, 世界"),
+            Some((7, ", 世界".into(), false))
+        );
+        assert_eq!(settled(&mut ledger, "Grüße, 世界"), None);
+        assert_eq!(ledger.delta("prt_1", "late"), None);
+    }
+
+    #[test]
+    fn another_text_replaces() {
+        let mut ledger = TextLedger::default();
+        ledger.delta("prt_1", "abc");
+        assert_eq!(settled(&mut ledger, "abd"), Some((0, "abd".into(), true)));
+        assert_eq!(settled(&mut ledger, "abd"), None);
+        assert_eq!(settled(&mut ledger, "ab"), Some((0, "ab".into(), true)));
+        // Three bytes were said; the third is in the middle of a character here.
+        let mut ledger = TextLedger::default();
+        ledger.delta("prt_1", "abc");
+        assert_eq!(settled(&mut ledger, "abé"), Some((0, "abé".into(), true)));
+        assert_eq!(settled(&mut ledger, ""), Some((0, "".into(), true)));
+    }
+
+    #[test]
+    fn a_restored_text_waits_for_its_end() {
+        let mut before = TextLedger::default();
+        let mut after = TextLedger::default();
+        after.restore(&before.delta("prt_1", "one ").unwrap());
+        after.restore(&before.delta("prt_1", "two ").unwrap());
+        assert_eq!(after.delta("prt_1", "four"), None);
+        assert_eq!(
+            after.extend("prt_1", "one two three "),
+            before.delta("prt_1", "three ")
+        );
+        assert_eq!(
+            settled(&mut after, "one two three four"),
+            Some((14, "four".into(), false))
+        );
+        let mut again = TextLedger::default();
+        again.restore(&before.settle("prt_1", "other").unwrap());
+        assert_eq!(settled(&mut again, "other"), None);
+    }
+
+    #[test]
+    fn folded_ids_are_done_with() {
+        let mut seen = Seen::default();
+        for number in 0..MAX_SEEN + 2 {
+            assert!(seen.first(&format!("prt_{number:06}"), number));
+        }
+        assert_eq!(seen.entries.len(), MAX_SEEN);
+        assert!(!seen.first("prt_000001", 7));
+        assert!(!seen.first("prt_000000", 7));
+        assert_eq!(seen.get("prt_000002"), Some(&2));
+        assert!(seen.first("prt_000002x", 7));
+        assert_eq!(seen.get("prt_000002"), None);
+    }
+
+    fn show(tail: &mut ToolTail, shown: &str) -> Option<(u64, String, bool)> {
+        let piece = tail.show("prt_1", shown)?;
+        Some((piece.offset, piece.text, piece.replace))
+    }
+
+    #[test]
+    fn cumulative_output_becomes_pieces() {
+        let mut tail = ToolTail::default();
+        assert_eq!(show(&mut tail, ""), None);
+        assert_eq!(show(&mut tail, "a\n"), Some((0, "a\n".into(), false)));
+        assert_eq!(show(&mut tail, "a\n"), None);
+        assert_eq!(show(&mut tail, "a\nb\n"), Some((2, "b\n".into(), false)));
+        assert_eq!(
+            show(&mut tail, "...\n\nb\nc\n"),
+            Some((4, "c\n".into(), false))
+        );
+        assert_eq!(
+            show(&mut tail, "...\n\n\u{FFFD}c\nd\n"),
+            Some((6, "d\n".into(), false))
+        );
+        assert_eq!(
+            show(&mut tail, "...\n\nx\ny\n"),
+            Some((0, "...\n\nx\ny\n".into(), true))
+        );
+        assert_eq!(
+            show(&mut tail, "...\n\ny\nz\n"),
+            Some((9, "z\n".into(), false))
+        );
+        assert_eq!(show(&mut tail, ""), Some((0, "".into(), true)));
+    }
+
+    #[test]
+    fn a_tool_may_print_the_mark_itself() {
+        let mut tail = ToolTail::default();
+        show(&mut tail, "...\n\n");
+        assert_eq!(
+            show(&mut tail, "...\n\nmore"),
+            Some((5, "more".into(), false))
+        );
+    }
+
+    #[test]
+    fn a_window_over_a_long_output_loses_nothing() {
+        let mut all = String::new();
+        let mut heard = String::new();
+        let mut tail = ToolTail::default();
+        for number in 0..20_000 {
+            all.push_str(&format!("line {number} é\n"));
+            if number % 37 == 0 {
+                let begin = all.ceil_char_boundary(all.len().saturating_sub(30_000));
+                let shown = match begin {
+                    0 => all.clone(),
+                    _ => format!("{CUT}{}", &all[begin..]),
+                };
+                if let Some(piece) = tail.show("prt_1", &shown) {
+                    assert!(!piece.replace);
+                    assert_eq!(piece.offset, heard.len() as u64);
+                    heard.push_str(&piece.text);
+                }
+                assert_eq!(heard, all);
+                assert!(tail.tail.len() <= 2 * TAIL_MAX);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_overlap_is_found_in_linear_time() {
+        assert_eq!(overlap(b"", b""), 0);
+        assert_eq!(overlap(b"abc", b""), 0);
+        assert_eq!(overlap(b"", b"abc"), 0);
+        assert_eq!(overlap(b"xaba", b"abab"), 3);
+        assert_eq!(overlap(b"abab", b"abab"), 4);
+        assert_eq!(overlap(b"zzzabab", b"ab"), 2);
+        assert_eq!(overlap(b"abx", b"ab"), 0);
+        // Quadratic time would take minutes.
+        let before = [b"a".repeat(1_000_000), b"b".to_vec()].concat();
+        assert_eq!(overlap(&before, &b"a".repeat(1_000_000)), 0);
+        assert_eq!(overlap(&b"a".repeat(1_000_000), &before), 1_000_000);
+    }
+
+    #[test]
+    fn only_so_many_running_tools_are_followed() {
+        let mut tails = ToolTails::default();
+        for number in 0..=MAX_TAILS {
+            let piece = tails.show(&format!("prt_{number:03}"), false, "a").unwrap();
+            assert!(!piece.replace);
+        }
+        assert_eq!(tails.running.len(), MAX_TAILS);
+        assert!(tails.show("prt_000", true, "ab").unwrap().replace);
+        assert!(!tails.show("prt_064", true, "ab").unwrap().replace);
+        tails.end("prt_064");
+        assert_eq!(tails.running.len(), MAX_TAILS - 1);
+    }
+
+    #[test]
+    fn clipped_texts_are_whole_characters() {
+        assert_eq!(clip("abc", 3), "abc");
+        assert_eq!(clip("abcd", 3), "…");
+        assert_eq!(clip("ééé", 5), "é…");
+        for max in 0..3 {
+            assert!(clip("ééé", max).len() <= 3);
+        }
+    }
+}

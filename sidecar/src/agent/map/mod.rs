@@ -11,8 +11,6 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use outcome::Outcome;
-
 use super::text::{Seen, TextLedger, ToolTails};
 use super::wire::{Message, MessageInfo, OcError, OcEvent, OcKind, Part, PartKind};
 use contract::event::{ErrorEvent, MAIN_AGENT, Status, StatusKind};
@@ -296,11 +294,7 @@ impl TurnMap {
                 parent == self.message_id || self.messages.get(parent) == Some(&Heard::Own)
             })
         } else {
-            // A task may go on with the session of an older one.
-            match (info.created, self.began) {
-                (Some(created), Some(began)) => created >= began,
-                _ => true,
-            }
+            self.is_recent(info)
         };
         match ours {
             false => Heard::Foreign,
@@ -309,8 +303,16 @@ impl TurnMap {
         }
     }
 
+    /// Whether a sub-agent's message is of this turn: a task may go on with the session of an older one.
+    fn is_recent(&self, info: &MessageInfo) -> bool {
+        match (info.created, self.began) {
+            (Some(created), Some(began)) => created >= began,
+            _ => true,
+        }
+    }
+
     fn user_message(&mut self, session: &str, info: &MessageInfo) {
-        if session != self.root || info.id.is_empty() {
+        if info.id.is_empty() || (session != self.root && !self.is_recent(info)) {
             return;
         }
         if info.id == self.message_id {

@@ -1,6 +1,7 @@
 //! Whatever is missed of the stream, the stored messages make up for it, exactly once.
 
-use super::super::{Mapped, Outcome, TurnMap};
+use super::super::outcome::Outcome;
+use super::super::{Mapped, TurnMap};
 use super::capture::{Capture, all};
 use contract::Event;
 

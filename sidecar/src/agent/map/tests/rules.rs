@@ -403,6 +403,30 @@ fn a_sub_agent_of_a_former_turn_stays_silent() {
 }
 
 #[test]
+fn a_sub_agent_may_compact_too() {
+    let mut map = map();
+    on(
+        &mut map,
+        "session.created",
+        json!({ "info": { "id": "ses_c", "parentID": "ses_root" } }),
+    );
+    let info = json!({ "id": "msg_8", "role": "user", "sessionID": "ses_c" });
+    on(
+        &mut map,
+        "message.updated",
+        json!({ "sessionID": "ses_c", "info": info }),
+    );
+    let said = part(
+        &mut map,
+        "msg_8",
+        "prt_1",
+        json!({ "type": "compaction", "sessionID": "ses_c" }),
+    );
+    assert_eq!(kinds(&said), [StatusKind::Compacting]);
+    assert_eq!(said[0].agent, "main/1");
+}
+
+#[test]
 fn an_error_of_a_sub_agent_does_not_end_the_turn() {
     let mut map = map();
     let child = json!({ "info": { "id": "ses_c", "parentID": "ses_root", "title": "work" } });
