@@ -251,7 +251,7 @@ impl Truth {
                     };
                     match status.status {
                         Kind::Step => {
-                            assert!(steps.insert(detail("part_id")), "{what}: step twice")
+                            assert!(steps.insert(detail("part_id")), "{what}: step twice");
                         }
                         Kind::Thinking => {
                             assert!(thoughts.insert(detail("part_id")), "{what}: thought twice");
@@ -274,7 +274,7 @@ impl Truth {
         assert_eq!(steps, self.steps, "{what}");
         assert_eq!(thoughts, self.thoughts, "{what}");
         assert_eq!(children, self.children, "{what}");
-        let told: BTreeMap<_, _> = results.iter().map(|(id, said)| (id, said)).collect();
+        let told: BTreeMap<_, _> = results.iter().collect();
         let stored: BTreeMap<_, _> = self
             .calls
             .iter()
