@@ -351,11 +351,14 @@ trustedKeys.key=a/b|/trustedKeys/key
 crds.keep=maybe|/crds/keep
 resources.limit.memory=1Gi|additional properties 'limit' not allowed
 podAnnotations.n=1|/podAnnotations/n
+imagePullSecrets[0].name=A_B|/imagePullSecrets/0/name
+imagePullSecrets[0]=my-registry|/imagePullSecrets/0
+podDisruptionBudget.maxUnavailable=0%|/podDisruptionBudget/maxUnavailable
 podDisruptionBudget.maxUnavailable=0|/podDisruptionBudget/maxUnavailable
 serviceMonitor.interval=often|/serviceMonitor/interval
 serviceAccount.create=false|name an account of your own in serviceAccount.name
 T
-  ((lines == 24)) || die "only $lines lines were tried"
+  ((lines == 27)) || die "only $lines lines were tried"
 }
 
 makes_an_ed25519_key() {
