@@ -13,3 +13,6 @@ pub(crate) mod supervisor;
 pub(crate) mod text;
 mod timings;
 pub(crate) mod wire;
+
+#[cfg(test)]
+mod tests;
