@@ -5,7 +5,7 @@ use crate::{
     config::Config,
     keys::ProviderKeys,
     metrics::Metrics,
-    proxy::{Bindings, KeySource, Target},
+    proxy::{Bindings, Observation, Target, What},
     settings::Settings,
     store::{
         BeginError, NewTurn, Store, Unfinished,
@@ -14,8 +14,11 @@ use crate::{
     },
     turn::{self, Turn},
 };
-use contract::{FieldError, SessionId, session::ModelConfig};
-use secrecy::SecretString;
+use contract::{
+    Event, EventBody, FieldError, SessionId,
+    event::{MAIN_AGENT, Status, StatusKind},
+    session::ModelConfig,
+};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -131,22 +134,38 @@ impl App {
 
     /// Where a session's model calls go, by the configuration in force.
     fn target(&self, session: &Session) -> Result<Target, Vec<FieldError>> {
-        let own = session.own_key();
-        let wanted = session.created.model_config.clone().map(|mut model| {
-            if own.is_some() {
-                // The rule "an undeclared endpoint needs a key" was met when the session was made.
-                model.api_key = Some(SecretString::from("kept out of the journal"));
-            }
-            model
+        let wanted = session.created.model_config.as_ref();
+        let target = Target::restore(&self.config.pod(), wanted, session.created.own_key)?;
+        let key = session.state().request_key.clone();
+        Ok(match key {
+            Some(key) => target.with_key(key),
+            None => target,
+        })
+    }
+
+    /// Tells a session's readers what became of a model call, where OpenCode itself says it late or
+    /// in riddles.
+    pub(crate) fn observed(&self, observation: &Observation) {
+        let text = match &observation.what {
+            What::Timeout => "the provider was silent for too long and was cut off",
+            What::Unreachable => "the provider cannot be reached",
+            What::Cut => "the provider's answer broke off",
+            What::Upstream { .. } | What::KeyMissing { .. } | What::KeyForgotten => return,
+        };
+        let Some(named) = observation.session.as_deref() else { return };
+        let session = self.store.all().into_iter().find(|session| {
+            session.created.opencode_session == named && session.state().running.is_some()
         });
-        let mut target = Target::resolve(&self.config.pod(), wanted.as_ref())?;
-        if let Some(own) = own {
-            target.key = match own {
-                KeySource::Provider(_) | KeySource::Forgotten => KeySource::Forgotten,
-                KeySource::Request(key) => KeySource::Request(key),
-            };
+        let Some(session) = session else { return };
+        let event = Event {
+            turn: session.state().turn,
+            ts: now(),
+            agent: MAIN_AGENT.into(),
+            body: EventBody::Status(Status::new(StatusKind::Retrying, text)),
+        };
+        if let Err(error) = session.append(event) {
+            tracing::warn!(session_id = %session.id(), %error, "a reader is not told of a model call");
         }
-        Ok(target)
     }
 
     fn spawn(

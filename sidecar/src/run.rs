@@ -32,6 +32,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 /// Longest time for turns to end after SIGTERM; the pod's grace period is 30 s.
 const TURNS_END: Duration = Duration::from_secs(15);
 
+/// News of model calls that wait to be told; what does not fit is dropped.
+const OBSERVATIONS: usize = 256;
+
 /// Why the sidecar could not begin or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -122,7 +125,10 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let bindings = Bindings::default();
     let (store, unfinished) = Store::open(&journal_dir)?;
     let metrics = Metrics::new();
-    let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?;
+    let (observer, mut observations) = tokio::sync::mpsc::channel(OBSERVATIONS);
+    let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?
+        .with_observer(Arc::new(observer));
+    metrics.register(|registry| proxy.metrics().register(registry));
     // Outlives `shutdown`: ending turns still need the agent and, through it, the proxy.
     let last = CancellationToken::new();
     let launch = launches(&settings, &config, &password, last.clone());
@@ -147,6 +153,14 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let prompt = tokio::spawn({
         let app = Arc::clone(&app);
         async move { app.start_prompt().await }
+    });
+    tokio::spawn({
+        let app = Arc::clone(&app);
+        async move {
+            while let Some(observation) = observations.recv().await {
+                app.observed(&observation);
+            }
+        }
     });
     let proxy_task = tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone()));
     let api_task =

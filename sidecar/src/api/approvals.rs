@@ -78,7 +78,7 @@ pub(super) async fn answer(
         message: message.clone(),
     };
     let event = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body: EventBody::Approval(event) };
-    let ticket = session.append(event, false)?;
+    let ticket = session.append(event)?;
     app.store.durable(&session, ticket).await?;
     let reply = if decision == Decision::Reject { Decision::Reject } else { Decision::Once };
     app.agent.opencode().reply_permission(&approval_id, reply, message.as_deref()).await.map_err(|error| {

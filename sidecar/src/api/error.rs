@@ -50,10 +50,6 @@ impl ApiError {
         tracing::error!(error = chain, "internal error");
         Self::new(ErrorCode::Internal, "internal error; the sidecar's log has it under this x-request-id")
     }
-
-    pub(crate) fn code(&self) -> ErrorCode {
-        self.code
-    }
 }
 
 impl IntoResponse for ApiError {

@@ -200,7 +200,7 @@ fn begin(session: &Arc<Session>, turn: &NewTurn) -> Result<(Running, u64), Journ
         agent: MAIN_AGENT.into(),
         body: EventBody::Status(Status::new(StatusKind::Queued, "recorded, not yet started")),
     };
-    let appended = session.append(queued, false);
+    let appended = session.append(queued);
     if appended.is_err() {
         session.state().running = None;
         session.ended(&running);

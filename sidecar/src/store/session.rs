@@ -1,7 +1,7 @@
 //! One session: its journal and what is known of it now.
 
 use super::record::{Always, Created, Idempotency, Note, Record, TurnNote};
-use crate::proxy::{KeySource, Target};
+use crate::proxy::Target;
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId, Usage,
     approval::{Approval, Decision},
@@ -129,17 +129,22 @@ impl Session {
             while self.log.queued_bytes() > QUEUE_HIGH {
                 view.changed().await.map_err(|_| JournalError)?;
             }
-            self.append(Event { turn, ts: now(), agent, body }, false)?;
+            self.append(Event { turn, ts: now(), agent, body })?;
         }
         Ok(())
     }
 
-    /// Appends one event at once; `urgent` also while the volume is full. Returns its ticket.
-    pub(crate) fn append(&self, event: Event, urgent: bool) -> Result<u64, JournalError> {
-        self.apply(&event);
-        let record = Record::Event(event);
-        let result = if urgent { self.log.append_urgent(record) } else { self.log.append(record) };
-        result.map_err(|error| self.refused(&error))
+    /// Appends one event of the turn under way; fails when its end was appended before: nothing comes
+    /// after it. Returns the event's ticket.
+    pub(crate) fn append(&self, event: Event) -> Result<u64, JournalError> {
+        // Held while appending, so that the end of a turn cannot slip in between.
+        let mut state = self.state();
+        if state.running.is_none() || state.turn != event.turn {
+            tracing::debug!(session_id = %self.id(), "an event came after the end of its turn");
+            return Err(JournalError);
+        }
+        state.apply(&event);
+        self.log.append(Record::Event(event)).map_err(|error| self.refused(&error))
     }
 
     /// Appends a note. Returns its ticket.
@@ -163,11 +168,6 @@ impl Session {
         }
     }
 
-    /// What an event changes in the state; also replayed at a start.
-    pub(super) fn apply(&self, event: &Event) {
-        self.state().apply(event);
-    }
-
     /// A turn begins: readers know that more will come.
     pub(crate) fn begin(&self, note: &TurnNote, target: Arc<Target>, running: Running) {
         let mut state = self.state();
@@ -181,12 +181,12 @@ impl Session {
     /// Appends the last event of the turn under way, also to a full volume. From here on the next
     /// turn may begin: its entries come after this one. Returns the event's ticket.
     pub(crate) fn end(&self, event: Event) -> Result<u64, JournalError> {
-        let appended = self.append(event, true);
         let mut state = self.state();
+        state.apply(&event);
         state.pending.clear();
         state.answered.clear();
         state.running = None;
-        appended
+        self.log.append_urgent(Record::Event(event)).map_err(|error| self.refused(&error))
     }
 
     /// The last event is durable, or never will be: readers that wait need not wait on.
@@ -218,15 +218,6 @@ impl Session {
             key_required: self.created.own_key && state.request_key.is_none(),
             opencode_session_id: Some(self.created.opencode_session.clone()),
         }
-    }
-
-    /// The key source of a session that brought its own key.
-    pub(crate) fn own_key(&self) -> Option<KeySource> {
-        if !self.created.own_key {
-            return None;
-        }
-        let key = self.state().request_key.clone();
-        Some(key.map_or(KeySource::Forgotten, KeySource::Request))
     }
 }
 

@@ -125,6 +125,8 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
             End::Cancelled
         }
     };
+    // Before the end is recorded: the next turn may bind its own from then on.
+    app.bindings.unbind(&oc_session);
     drive.record(end, &running).await;
     app.changed();
 }
