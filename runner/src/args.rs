@@ -104,7 +104,8 @@ fn run() -> ExitCode {
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(4)
-        .thread_keep_alive(Duration::from_secs(2))
+        // A thread that is there need not be made when the agent has used up the container's pids.
+        .thread_keep_alive(Duration::from_secs(10 * 365 * 24 * 3600))
         .build()
         .and_then(|runtime| {
             let outcome = runtime.block_on(crate::run(Config::from_env(std::env::vars_os())));

@@ -1,7 +1,7 @@
 //! Pid 1 of the agent container: starts, stops and reaps OpenCode, and works on the workspace as the
 //! agent's own user, at the request of the sidecar ([`contract::runner`]).
 //!
-//! One thread serves everything; two or three more exist for a moment for file work, and one writes
+//! One thread serves everything; up to four more do file work, and one writes
 //! the log, so that a reader of the log that stalls cannot stall the runner. The runner holds no
 //! secret. It refuses requests from its own descendants (see [`serve`]): an agent may break its own
 //! tools, but not take the sidecar's place.
@@ -51,6 +51,11 @@ pub async fn run(config: Config) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     sys::harden()?;
+    // The first thread for file work, while the container is still empty: tokio panics if it needs one
+    // and has none, and then queues on those it has.
+    tokio::task::spawn_blocking(|| ())
+        .await
+        .map_err(std::io::Error::other)?;
 
     let closing = CancellationToken::new();
     let tasks = TaskTracker::new();

@@ -6,6 +6,11 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
+/// Walks in a `/proc` that changes before the answer is "unsure".
+const WALKS: usize = 5;
+/// Deeper than any tree of processes: the largest pid.
+const DEPTH_MAX: usize = 1 << 22;
+
 /// A process at one instant. `start` tells it from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Process {
@@ -15,15 +20,18 @@ pub struct Process {
     pub parent: i32,
     /// State letter as in `ps`.
     pub state: u8,
+    /// Threads that are not collected.
+    pub threads: u64,
     /// Start in clock ticks since boot.
     pub start: u64,
 }
 
 impl Process {
-    /// Whether it is dead already and only waits for its parent.
+    /// Whether it is dead already and only waits for its parent. One whose first thread ended looks
+    /// like a zombie but its other threads run.
     #[must_use]
     pub fn is_dead(&self) -> bool {
-        matches!(self.state, b'Z' | b'X' | b'x')
+        matches!(self.state, b'Z' | b'X' | b'x') && self.threads <= 1
     }
 
     /// Whether it cannot run, hence cannot fork.
@@ -70,7 +78,8 @@ pub struct Snapshot {
 pub struct Descendants {
     /// Living ones.
     pub living: Vec<Process>,
-    /// Whether a process lost its parent while the snapshot was taken, so that it may be one too.
+    /// Whether to look again: a process lost its parent while the snapshot was taken, so that it may be
+    /// one too, or a dead one waits to be collected by the ancestor.
     pub unsure: bool,
 }
 
@@ -99,6 +108,7 @@ impl Snapshot {
         for process in self.processes.values() {
             match self.descends(process, ancestor, keep) {
                 Some(true) if !process.is_dead() => found.living.push(*process),
+                Some(true) if process.parent == ancestor => found.unsure = true,
                 Some(_) => {}
                 None => found.unsure = true,
             }
@@ -114,27 +124,45 @@ impl Snapshot {
             .is_some_and(|p| self.descends(p, ancestor, None) == Some(true))
     }
 
-    /// `None`: a parent is not in the snapshot.
+    /// Walks up in the snapshot; where that has a hole because parents died meanwhile, in `/proc` as it
+    /// is now. `None`: it changes too fast.
     fn descends(&self, process: &Process, ancestor: i32, keep: Option<Keep>) -> Option<bool> {
-        if process.pid == ancestor || keep.is_some_and(|keep| keep.pid == process.pid) {
+        let in_snapshot = |pid| self.processes.get(&pid).copied();
+        walk(*process, ancestor, keep, in_snapshot).or_else(|| {
+            (0..WALKS).find_map(|_| match Process::read(process.pid) {
+                Some(now) if now.start == process.start => walk(now, ancestor, keep, Process::read),
+                // It is gone.
+                _ => Some(false),
+            })
+        })
+    }
+}
+
+/// `None`: a parent is not to be found.
+fn walk(
+    process: Process,
+    ancestor: i32,
+    keep: Option<Keep>,
+    find: impl Fn(i32) -> Option<Process>,
+) -> Option<bool> {
+    if process.pid == ancestor || keep.is_some_and(|keep| keep.pid == process.pid) {
+        return Some(false);
+    }
+    let mut at = process;
+    for _ in 0..DEPTH_MAX {
+        if keep.is_some_and(|keep| keep.pid == at.parent && keep.since < at.start) {
             return Some(false);
         }
-        let mut at = process;
-        // Parents changed while reading could form a ring.
-        for _ in 0..=self.processes.len() {
-            if keep.is_some_and(|keep| keep.pid == at.parent && keep.since < at.start) {
-                return Some(false);
-            }
-            if at.parent == ancestor {
-                return Some(true);
-            }
-            if at.parent <= 0 {
-                return Some(false);
-            }
-            at = self.processes.get(&at.parent)?;
+        if at.parent == ancestor {
+            return Some(true);
         }
-        None
+        if at.parent <= 0 {
+            return Some(false);
+        }
+        at = find(at.parent)?;
     }
+    // Parents that changed while they were read may form a ring.
+    None
 }
 
 /// proc(5): `pid (comm) state ppid … starttime`; comm may hold spaces, brackets and newlines.
@@ -151,10 +179,12 @@ fn parse(stat: &[u8]) -> Option<Process> {
         .split_ascii_whitespace();
     let state = *rest.next()?.as_bytes().first()?;
     let parent = rest.next()?.parse().ok()?;
-    // starttime is field 22; two fields of 3 and 4 are taken.
-    let start = rest.nth(17)?.parse().ok()?;
+    // Fields 20 and 22; the last one taken was 4.
+    let threads = rest.nth(15)?.parse().ok()?;
+    let start = rest.nth(1)?.parse().ok()?;
     Some(Process {
         pid,
+        threads,
         parent,
         state,
         start,
@@ -170,6 +200,7 @@ mod tests {
             pid,
             parent,
             state: b'S',
+            threads: 1,
             start: 1,
         }
     }
@@ -182,13 +213,14 @@ mod tests {
 
     #[test]
     fn a_hostile_name_does_not_move_the_fields() {
-        let stat = b"77 (a) S 1 (\n) T 70 77 77 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 9 9\n";
+        let stat = b"77 (a) S 1 (\n) T 70 77 77 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 3 0 4242 9 9\n";
         assert_eq!(
             parse(stat),
             Some(Process {
                 pid: 77,
                 parent: 70,
                 state: b'T',
+                threads: 3,
                 start: 4242
             })
         );
@@ -205,8 +237,16 @@ mod tests {
 
     #[test]
     fn descendants_are_all_below_but_the_kept_one_and_what_came_from_outside() {
-        let mut zombie = process(6, 1);
-        zombie.state = b'Z';
+        let zombie = Process {
+            state: b'Z',
+            ..process(6, 2)
+        };
+        // Its first thread ended, another runs.
+        let headless = Process {
+            state: b'Z',
+            threads: 2,
+            ..process(7, 1)
+        };
         let all = [
             process(1, 0),
             process(2, 1),
@@ -214,11 +254,12 @@ mod tests {
             process(4, 3),
             process(5, 0),
             zombie,
+            headless,
         ];
         let found = snapshot(&all).descendants(1, Some(Keep { pid: 2, since: 1 }));
         let mut pids: Vec<_> = found.living.iter().map(|p| p.pid).collect();
         pids.sort_unstable();
-        assert_eq!(pids, [3, 4]);
+        assert_eq!(pids, [3, 4, 7]);
         assert!(!found.unsure);
     }
 
@@ -262,12 +303,29 @@ mod tests {
     }
 
     #[test]
-    fn a_lost_parent_asks_for_another_look() {
-        let found = snapshot(&[process(1, 0), process(9, 8)]).descendants(1, None);
-        assert!(found.living.is_empty());
-        assert!(found.unsure);
-        // A ring ends.
-        let ring = snapshot(&[process(3, 4), process(4, 3)]).descendants(1, None);
-        assert!(ring.unsure);
+    fn a_dead_child_asks_for_another_look_until_it_is_collected() {
+        let dead = Process {
+            state: b'Z',
+            ..process(6, 1)
+        };
+        let found = snapshot(&[process(1, 0), dead]).descendants(1, None);
+        assert!(found.living.is_empty() && found.unsure);
+    }
+
+    #[test]
+    fn a_hole_in_the_snapshot_is_looked_up_and_rings_end() {
+        // Above the largest pid, so these are gone.
+        let gone = snapshot(&[process(1, 0), process(5_000_009, 5_000_008)]).descendants(1, None);
+        assert!(gone.living.is_empty() && !gone.unsure);
+        let ring = [process(5_000_003, 5_000_004), process(5_000_004, 5_000_003)];
+        assert!(snapshot(&ring).descendants(1, None).living.is_empty());
+        // This process is not: its parent is found although the snapshot has none.
+        let me = Process::read(std::process::id().cast_signed()).unwrap();
+        let found = snapshot(&[Process {
+            parent: 5_000_001,
+            ..me
+        }])
+        .descendants(me.parent, None);
+        assert_eq!(found.living.len(), 1);
     }
 }

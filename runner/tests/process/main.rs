@@ -1,7 +1,13 @@
 //! The runner as a process, with real children.
 
+// `cfg(test)` is always set here; clippy knows by it that helpers are tests too.
+#[cfg(test)]
 mod harness;
+#[cfg(test)]
 mod lifecycle;
+#[cfg(test)]
 mod limits;
+#[cfg(test)]
 mod reaping;
+#[cfg(test)]
 mod requests;
