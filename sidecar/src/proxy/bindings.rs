@@ -91,7 +91,7 @@ impl Bindings {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::{Api, KeySource};
+    use crate::proxy::{Api, target::KeySource};
 
     fn target(model: &str) -> Arc<Target> {
         Arc::new(Target {

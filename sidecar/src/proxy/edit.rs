@@ -151,7 +151,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::proxy::KeySource;
+    use crate::proxy::target::KeySource;
 
     fn target(api: Api, temperature: Option<f64>, max_tokens: Option<u32>) -> Target {
         Target {

@@ -23,10 +23,10 @@ mod upstream;
 mod tests;
 
 pub(crate) use bindings::Bindings;
-pub(crate) use observe::{Metrics, Observation, Observer, What};
+pub(crate) use observe::{Observation, What};
 pub(crate) use serve::serve;
 pub(crate) use server::Proxy;
-pub(crate) use target::{Api, KeySource, Target};
+pub(crate) use target::{Api, Target};
 pub(crate) use upstream::ProxyError;
 
 /// Largest body of a request, in bytes.

@@ -272,11 +272,6 @@ impl Target {
         }
     }
 
-    /// Whether the next turn has to bring its key again.
-    pub(crate) fn key_forgotten(&self) -> bool {
-        matches!(self.key, KeySource::Forgotten)
-    }
-
     /// OpenCode's names for it: provider and model.
     pub(crate) fn opencode_model(&self) -> (&'static str, &'static str) {
         (self.api.id(), alias::for_context(self.context_window))

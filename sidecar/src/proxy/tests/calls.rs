@@ -1,7 +1,7 @@
 //! Calls that work.
 
 use super::rig::{CHAT, KEY, MESSAGES, Provider, RESPONSES, Rig, Step, chunk, sse_head, target};
-use crate::proxy::{Api, KeySource, What, observe::Outcome};
+use crate::proxy::{Api, What, observe::Outcome, target::KeySource};
 use contract::pod::{ModelChoice, PodConfig, ProviderConfig, ProviderKind};
 use scripted_model::{Options, ScriptedModel, key_digest};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Providers on a bad day.
 
 use super::rig::{CHAT, KEY, MESSAGES, Provider, Rig, Step, chunk, sse_head, target};
-use crate::proxy::{Api, KeySource, Observation, What, observe::Outcome};
+use crate::proxy::{Api, Observation, What, observe::Outcome, target::KeySource};
 use contract::pod::PodConfig;
 use std::{sync::Arc, time::Duration};
 use tokio::{

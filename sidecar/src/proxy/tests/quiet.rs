@@ -3,7 +3,7 @@
 use super::rig::{CHAT, KEY, Provider, Rig, target};
 use crate::{
     keys::ProviderKeys,
-    proxy::{Api, KeySource, Target, upstream::Clients},
+    proxy::{Api, Target, target::KeySource, upstream::Clients},
 };
 use contract::pod::{ModelChoice, PodConfig, ProviderConfig, ProviderKind};
 use std::{

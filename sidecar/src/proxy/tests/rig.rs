@@ -4,7 +4,10 @@ use crate::{
     config::Config,
     keys::ProviderKeys,
     proxy::{
-        Api, Bindings, KeySource, Metrics, Observation, Proxy, Target, observe::Outcome, serve,
+        Api, Bindings, Observation, Proxy, Target,
+        observe::{Metrics, Outcome},
+        serve,
+        target::KeySource,
     },
     settings::Settings,
 };

@@ -1,6 +1,6 @@
 //! Where calls may go, and which key goes there.
 
-use crate::proxy::{Api, KeySource, Target};
+use crate::proxy::{Api, Target, target::KeySource};
 use contract::{
     pod::{Model, ModelChoice, PodConfig, ProviderConfig, ProviderKind},
     session::ModelConfig,
@@ -246,17 +246,13 @@ fn a_key_that_came_with_a_request_is_forgotten_by_a_restart() {
     let value = json!({"provider": "local", "model": "x", "api_endpoint": "http://own.test"});
     let stored = wanted(value);
     let target = Target::restore(&PodConfig::default(), Some(&stored), true).unwrap();
-    assert!(target.key_forgotten());
+    assert_eq!(place(&target).1, "forgotten");
     assert_eq!(target.api, Api::Chat);
     let again = target.with_key("own-again".into());
-    assert!(!again.key_forgotten());
     assert_eq!(place(&again).1, "own-again");
     assert!(Target::restore(&PodConfig::default(), Some(&stored), false).is_err());
     // A declared endpoint gives its mounted key to nobody who came with their own.
     let stored = wanted(json!({"provider": "anthropic", "model": "x"}));
-    assert!(
-        Target::restore(&pod(), Some(&stored), true)
-            .unwrap()
-            .key_forgotten()
-    );
+    let target = Target::restore(&pod(), Some(&stored), true).unwrap();
+    assert_eq!(place(&target).1, "forgotten");
 }
