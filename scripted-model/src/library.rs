@@ -1,6 +1,7 @@
 //! Scripts by name: the ones compiled in and the ones from files, checked as a whole.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use serde_json::Value;
 use thiserror::Error;
@@ -55,12 +56,17 @@ impl Library {
     /// # Errors
     /// None in a build whose tests passed.
     pub fn builtin() -> Result<Self, LibraryError> {
+        // A test starts many servers, and parsing is slow without optimization.
+        static PARSED: OnceLock<Library> = OnceLock::new();
+        if let Some(library) = PARSED.get() {
+            return Ok(library.clone());
+        }
         let mut library = Self {
             scenarios: BTreeMap::new(),
         };
         library.add_yaml("scripts/tasks.yaml", TASKS)?;
         library.add_yaml("scripts/faults.yaml", FAULTS)?;
-        Ok(library)
+        Ok(PARSED.get_or_init(|| library).clone())
     }
 
     /// Adds the scenarios of a YAML text; a name that is known is replaced.
