@@ -28,6 +28,8 @@ usage: images.sh COMMAND [OPTION...] [TARGET...]
   load    put the built images into the cluster of 'make cluster'
   push    push the built images to \$REGISTRY
   names   print the images' names
+  chart-values  print them as NAME IMAGE, for the chart's values
+  opencode      fetch OpenCode for this machine, checked by its hash, and print its path
   clean   forget built images and their base; binaries of OpenCode stay
 options:
   --tag TAG        default: $TAG
@@ -327,6 +329,8 @@ main() {
     push) cmd_push ;;
     clean) cmd_clean ;;
     names) local t; for t in "${TARGETS[@]}"; do name_of "$t"; done ;;
+    chart-values) local t; for t in operator sidecar runner opencode agent; do printf '%s %s\n' "$t" "$(name_of "$t")"; done ;;
+    opencode) opencode_binary ;;
     *) usage ;;
   esac
 }

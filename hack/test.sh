@@ -46,7 +46,7 @@ suite "setup" hack/setup.sh || finish
 suite "format" cargo fmt --all --check || true
 suite "lints" cargo clippy --workspace --all-targets --locked -- -D warnings || true
 suite "shell scripts" hack/shellcheck.sh || true
-suite "licences and sources" cargo deny --offline check bans licenses sources || true
+suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true
 suite "unit" hack/unit.sh || true
 suite "images" deploy/images.sh build || finish

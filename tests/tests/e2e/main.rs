@@ -1,0 +1,9 @@
+//! End to end on a real cluster with the real agent; the language model is the only double.
+
+mod bad_day;
+mod canary;
+mod lifecycle;
+mod limits;
+mod path;
+mod refused;
+mod streams;
