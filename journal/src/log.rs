@@ -310,8 +310,13 @@ impl<E: Entry> Log<E> {
         loop {
             let oldest = {
                 let list = read(&self.segments);
-                match (list.first(), list.get(1)) {
-                    (Some(oldest), Some(next)) if next.header.first <= before => oldest.clone(),
+                // Not for notes alone: either `first` rises or nothing happens.
+                let first = list.first().map_or(0, |s| s.header.first);
+                let rises = list
+                    .iter()
+                    .any(|s| (first + 1..=before).contains(&s.header.first));
+                match list.first() {
+                    Some(oldest) if rises => Arc::clone(oldest),
                     _ => return Ok(()),
                 }
             };

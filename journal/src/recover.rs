@@ -257,6 +257,10 @@ impl Recovery<'_> {
         let mut next = rest.first().map_or(1, |c| c.first);
         loop {
             if rest.is_empty() {
+                if good.first().is_some_and(|s| s.header.follows > 0) {
+                    // The trim may have been cut short: what is not there now stays away.
+                    self.fs().sync_dir(&self.dir).map_err(at(&self.dir))?;
+                }
                 let writer = self.writer(good, marked);
                 return Ok(Recovered {
                     name: self.name,

@@ -5,5 +5,6 @@ mod crash;
 mod damage;
 mod faults;
 mod memfs;
+mod model;
 mod support;
 mod world;
