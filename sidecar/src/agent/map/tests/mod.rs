@@ -4,4 +4,5 @@ mod capture;
 mod gaps;
 mod garbage;
 mod golden;
+mod restarts;
 mod rules;

@@ -7,16 +7,16 @@ use crate::agent::wire::{Message, OcEvent};
 use contract::event::{Event, EventBody, StatusKind, TurnError};
 use serde_json::{Value, json};
 
-fn map() -> TurnMap {
+pub(super) fn map() -> TurnMap {
     TurnMap::new("ses_root".into(), "msg_5".into(), "/workspace".into())
 }
 
-fn on(map: &mut TurnMap, kind: &str, properties: Value) -> Vec<Mapped> {
+pub(super) fn on(map: &mut TurnMap, kind: &str, properties: Value) -> Vec<Mapped> {
     let json = json!({ "id": "evt_1", "type": kind, "properties": properties });
     map.on_event(&OcEvent::parse(json.to_string().as_bytes()).unwrap())
 }
 
-fn answer(map: &mut TurnMap, id: &str, info: Value) -> Vec<Mapped> {
+pub(super) fn answer(map: &mut TurnMap, id: &str, info: Value) -> Vec<Mapped> {
     let mut all = json!({
         "id": id, "role": "assistant", "sessionID": "ses_root", "parentID": "msg_5",
         "time": { "created": 10 },
@@ -30,7 +30,7 @@ fn answer(map: &mut TurnMap, id: &str, info: Value) -> Vec<Mapped> {
     )
 }
 
-fn part(map: &mut TurnMap, message: &str, id: &str, part: Value) -> Vec<Mapped> {
+pub(super) fn part(map: &mut TurnMap, message: &str, id: &str, part: Value) -> Vec<Mapped> {
     let mut all = json!({ "id": id, "messageID": message, "sessionID": "ses_root" });
     merge(&mut all, part);
     let session = all["sessionID"].clone();
@@ -41,14 +41,14 @@ fn part(map: &mut TurnMap, message: &str, id: &str, part: Value) -> Vec<Mapped> 
     )
 }
 
-fn delta(map: &mut TurnMap, message: &str, id: &str, text: &str) -> Vec<Mapped> {
+pub(super) fn delta(map: &mut TurnMap, message: &str, id: &str, text: &str) -> Vec<Mapped> {
     let properties = json!({
         "sessionID": "ses_root", "messageID": message, "partID": id, "field": "text", "delta": text,
     });
     on(map, "message.part.delta", properties)
 }
 
-fn error(map: &mut TurnMap, error: Value) -> Vec<Mapped> {
+pub(super) fn error(map: &mut TurnMap, error: Value) -> Vec<Mapped> {
     on(
         map,
         "session.error",
@@ -63,11 +63,11 @@ fn merge(into: &mut Value, from: Value) {
     into.extend(from);
 }
 
-fn messages(list: Value) -> Vec<Message> {
+pub(super) fn messages(list: Value) -> Vec<Message> {
     Message::parse_list(list.to_string().as_bytes()).unwrap()
 }
 
-fn texts(said: &[Mapped]) -> Vec<&str> {
+pub(super) fn texts(said: &[Mapped]) -> Vec<&str> {
     let text = |mapped| match mapped {
         &Mapped {
             body: EventBody::Output(ref output),
@@ -78,7 +78,7 @@ fn texts(said: &[Mapped]) -> Vec<&str> {
     said.iter().filter_map(text).collect()
 }
 
-fn kinds(said: &[Mapped]) -> Vec<StatusKind> {
+pub(super) fn kinds(said: &[Mapped]) -> Vec<StatusKind> {
     let kind = |mapped: &Mapped| match &mapped.body {
         EventBody::Status(status) => Some(status.status),
         _ => None,
