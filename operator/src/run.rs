@@ -7,7 +7,7 @@ use crate::{
     metrics::Metrics,
     server::{self, Ready},
     session::{observe::Stores, reconcile::Context},
-    summaries::{NoClient, Summaries},
+    summaries::{NoClient, Summaries, http_client},
 };
 use contract::token::{InvalidKey, KeySet, Signing};
 use futures::StreamExt;
@@ -112,7 +112,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
     metrics.leader(true);
 
     let (wake, woken) = mpsc::unbounded_channel();
-    let summaries = Summaries::new(Arc::new(signing), wake, all.clone())?;
+    let summaries = Summaries::new(http_client()?, Arc::new(signing), wake, all.clone());
     let namespace = Some(config.watch_namespace.as_str()).filter(|n| !n.is_empty());
     let caches = controller::watch(&client, namespace, &metrics);
     let context = Arc::new(Context {

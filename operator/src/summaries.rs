@@ -3,7 +3,7 @@
 //! A task follows a pod from its first address until the pod leaves the cache. The last summary of
 //! each is kept; a change of it asks for a round of that session.
 
-use crate::session::{names::Identity, status::base_url};
+use crate::session::names::Identity;
 use contract::{
     client::{ClientError, SidecarClient},
     summary::Summary,
@@ -23,7 +23,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{Notify, mpsc},
     time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -54,6 +54,8 @@ pub struct Seen {
 struct Entry {
     pod_uid: String,
     stop: CancellationToken,
+    /// Ends a pause between attempts.
+    answers: Arc<Notify>,
     seen: Option<Seen>,
 }
 
@@ -79,21 +81,27 @@ struct Inner {
 #[error("the HTTP client for sidecars could not be made")]
 pub struct NoClient(#[source] reqwest::Error);
 
+/// The HTTP client for sidecars.
+pub fn http_client() -> Result<reqwest::Client, NoClient> {
+    reqwest::Client::builder()
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(SILENCE_MAX)
+        // Addresses of pods are never behind a proxy, whatever the environment says.
+        .no_proxy()
+        .build()
+        .map_err(NoClient)
+}
+
 impl Summaries {
     /// Follows nobody yet. `wake` gets the sessions whose summary changed; all tasks end with `stop`.
+    #[must_use]
     pub fn new(
+        http: reqwest::Client,
         signing: Arc<Signing>,
         wake: mpsc::UnboundedSender<ObjectRef<OpenCodeSession>>,
         stop: CancellationToken,
-    ) -> Result<Self, NoClient> {
-        let http = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(SILENCE_MAX)
-            // Addresses of pods are never behind a proxy, whatever the environment says.
-            .no_proxy()
-            .build()
-            .map_err(NoClient)?;
-        Ok(Self {
+    ) -> Self {
+        Self {
             inner: Arc::new(Inner {
                 entries: Mutex::default(),
                 http,
@@ -102,7 +110,7 @@ impl Summaries {
                 tasks: TaskTracker::new(),
                 stop,
             }),
-        })
+        }
     }
 
     /// What the sidecar of this very pod said last.
@@ -124,6 +132,7 @@ impl Summaries {
             .or_insert_with(|| Entry {
                 pod_uid: pod_uid.to_owned(),
                 stop: self.inner.stop.child_token(),
+                answers: Arc::default(),
                 seen: None,
             });
         if entry.pod_uid != pod_uid {
@@ -143,13 +152,27 @@ impl Summaries {
         });
     }
 
-    /// Follows the pod at `address`, unless it is followed already; another pod of the same session is
-    /// no longer followed.
-    pub fn follow(&self, identity: &Identity, pod_uid: &str, address: &str, pods: &Store<Pod>) {
+    /// Follows the pod whose sidecar is at `base`, unless it is followed already; another pod of the same
+    /// session is no longer followed. `ready`: the kubelet says that it answers, so that a pause
+    /// between attempts makes no sense any more.
+    pub fn follow(
+        &self,
+        identity: &Identity,
+        pod_uid: &str,
+        base: String,
+        ready: bool,
+        pods: &Store<Pod>,
+    ) {
+        let answers = Arc::new(Notify::new());
         let stop = {
             let mut entries = self.inner.lock();
             match entries.get(&identity.uid) {
-                Some(entry) if entry.pod_uid == pod_uid => return,
+                Some(entry) if entry.pod_uid == pod_uid => {
+                    if ready && !entry.seen.as_ref().is_some_and(|seen| seen.connected) {
+                        entry.answers.notify_one();
+                    }
+                    return;
+                }
                 Some(entry) => entry.stop.cancel(),
                 None => {}
             }
@@ -159,6 +182,7 @@ impl Summaries {
                 Entry {
                     pod_uid: pod_uid.to_owned(),
                     stop: stop.clone(),
+                    answers: Arc::clone(&answers),
                     seen: None,
                 },
             );
@@ -168,7 +192,8 @@ impl Summaries {
             summaries: self.clone(),
             identity: identity.clone(),
             pod_uid: pod_uid.to_owned(),
-            base: base_url(address),
+            base,
+            answers,
             pods: pods.clone(),
         };
         self.inner.tasks.spawn(async move {
@@ -198,6 +223,7 @@ struct Follower {
     identity: Identity,
     pod_uid: String,
     base: String,
+    answers: Arc<Notify>,
     pods: Store<Pod>,
 }
 
@@ -221,7 +247,10 @@ impl Follower {
                 backoff = BACKOFF_MIN;
             }
             attempt = attempt.wrapping_add(1);
-            sleep(jittered(backoff, &self.pod_uid, attempt)).await;
+            tokio::select! {
+                () = sleep(jittered(backoff, &self.pod_uid, attempt)) => {}
+                () = self.answers.notified() => {}
+            }
             backoff = (backoff * 2).min(BACKOFF_MAX);
         }
     }

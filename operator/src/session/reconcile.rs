@@ -112,9 +112,11 @@ fn follow(context: &Context, identity: &Identity, observed: &observe::Observed) 
     if let (Some(address), Some(uid), None) =
         (address, &pod.metadata.uid, &pod.metadata.deletion_timestamp)
     {
+        let base = status::base_url(address);
+        let ready = decide::pod_ready(pod);
         context
             .summaries
-            .follow(identity, uid, address, &context.stores.pods);
+            .follow(identity, uid, base, ready, &context.stores.pods);
     }
 }
 

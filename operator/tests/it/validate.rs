@@ -1,0 +1,117 @@
+//! What the schema lets through, or let through when the object was made.
+
+use crate::fixtures::{MINIMAL, identity, session, valid};
+use contract::pod::{ProviderKind, ToolAction};
+use operator::session::validate::{Invalid, WorkspaceVolume, validate};
+
+fn reason(yaml: &str) -> &'static str {
+    let session: crds::OpenCodeSession = serde_saphyr::from_str(yaml).unwrap();
+    validate(&identity(&session), &session)
+        .unwrap_err()
+        .reason()
+}
+
+#[test]
+fn a_minimal_session_gets_the_defaults() {
+    let validated = valid(&session(""));
+    assert_eq!(validated.config.limits.turn_timeout_seconds, 3600);
+    assert_eq!(validated.config.limits.max_concurrent_sessions, 5);
+    assert_eq!(validated.config.instructions, ["/workspace/AGENTS.md"]);
+    assert_eq!(validated.config.providers[0].kind, ProviderKind::Anthropic);
+    let WorkspaceVolume::Own {
+        storage,
+        class,
+        retain,
+        days,
+    } = validated.workspace
+    else {
+        panic!()
+    };
+    assert_eq!(
+        (storage.to_string().as_str(), class, retain, days),
+        ("10Gi", None, false, None)
+    );
+}
+
+#[test]
+fn every_field_arrives() {
+    let validated = valid(&session(
+        "  smallModel: {provider: acme, name: tiny, temperature: 0.5, maxTokens: 7}
+  prompt: do it
+  systemPrompt: be kind
+  agent: {tools: [{name: bash, action: ask}], instructions: [docs/x.md], mcpServers: [{name: m, url: 'http://m.test'}]}
+  network: {proxy: {httpProxy: 'http://p.test:1', noProxy: a}, extraCABundle: {configMap: {name: cas}}}
+  limits: {maxConcurrentSessions: 2, turnTimeout: 1m30s}
+",
+    ));
+    let config = validated.config;
+    assert_eq!(config.small_model.unwrap().max_tokens, Some(7));
+    assert_eq!(config.prompt.as_deref(), Some("do it"));
+    assert_eq!(config.system_prompt.as_deref(), Some("be kind"));
+    assert_eq!(config.tools[0].action, ToolAction::Ask);
+    assert_eq!(config.instructions, ["/workspace/docs/x.md"]);
+    assert_eq!(config.mcp_servers[0].url, "http://m.test");
+    assert_eq!(
+        (config.http_proxy.as_deref(), config.no_proxy.as_deref()),
+        (Some("http://p.test:1"), Some("a"))
+    );
+    assert_eq!(config.limits.turn_timeout_seconds, 90);
+    assert_eq!(validated.extra_ca.unwrap().key, "ca.crt");
+    assert!(!config.prompt_consumed);
+}
+
+#[test]
+fn mistakes_have_reasons() {
+    let with = |more: &str| reason(&format!("{MINIMAL}{more}"));
+    assert_eq!(
+        with("  smallModel: {provider: nobody, name: x}\n"),
+        "UnknownProvider"
+    );
+    assert_eq!(with("  limits: {turnTimeout: 0s}\n"), "OutOfRange");
+    assert_eq!(with("  limits: {turnTimeout: 169h}\n"), "OutOfRange");
+    assert_eq!(with("  limits: {turnTimeout: soon}\n"), "OutOfRange");
+    assert_eq!(with("  limits: {maxConcurrentSessions: 0}\n"), "OutOfRange");
+    assert_eq!(with("  workspace: {storage: lots}\n"), "OutOfRange");
+    assert_eq!(
+        with("  workspace: {existingClaim: c, storage: 1Gi}\n"),
+        "ExcludedFields"
+    );
+    for path in ["../x", "a/../../x", "/etc/passwd", "''"] {
+        assert_eq!(
+            with(&format!("  agent: {{instructions: [{path}]}}\n")),
+            "InstructionPathInvalid",
+            "{path}"
+        );
+    }
+    assert_eq!(
+        with("  agent: {env: [{name: OPENCODE_X, value: y}]}\n"),
+        "ReservedVariable"
+    );
+    assert_eq!(
+        with("  agent: {env: [{name: A, value: y}, {name: A, value: z}]}\n"),
+        "DuplicateName"
+    );
+    assert_eq!(
+        reason(&MINIMAL.replace("quokka", &"q".repeat(53))),
+        "NameTooLong"
+    );
+    assert_eq!(
+        reason(&MINIMAL.replace("kind: anthropic", "kind: compatible")),
+        "EndpointMissing"
+    );
+    assert_eq!(
+        reason(&MINIMAL.replace("key: token}", "key: token}, models: [{name: other}]")),
+        "UnknownModel"
+    );
+}
+
+#[test]
+fn texts_must_fit_into_an_annotation_with_their_escapes() {
+    let mut long = session("");
+    long.spec.prompt = Some("\u{1}".repeat(50_000));
+    let error = validate(&identity(&long), &long).unwrap_err();
+    assert!(
+        matches!(error, Invalid::ConfigTooLarge { bytes } if bytes > 300_000),
+        "{error}"
+    );
+}
