@@ -28,6 +28,8 @@ pub(crate) struct Committer<E> {
     /// Logs written to since the last idle moment.
     unmarked: Vec<usize>,
     probed: Instant,
+    /// [`CHUNK`], but for tests.
+    pub(crate) chunk_bytes: usize,
     chunk: Vec<u8>,
     offsets: Vec<u32>,
 }
@@ -58,6 +60,7 @@ impl<E: Entry> Committer<E> {
             held: Vec::new(),
             unmarked: Vec::new(),
             probed: Instant::now(),
+            chunk_bytes: CHUNK,
             chunk: Vec::new(),
             offsets: Vec::new(),
         }
@@ -181,7 +184,7 @@ impl<E: Entry> Committer<E> {
                 }
                 written += 1;
                 let end = u64::from(base) + self.chunk.len() as u64;
-                if self.chunk.len() >= CHUNK || end >= limit {
+                if self.chunk.len() >= self.chunk_bytes || end >= limit {
                     break;
                 }
             }

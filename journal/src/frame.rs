@@ -204,3 +204,75 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
     out.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(seed: u32, offset: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        encode(&mut out, seed, offset, kind, |out| {
+            out.extend_from_slice(payload)
+        });
+        out
+    }
+
+    /// The format is for ever: these bytes must be read by every later program.
+    #[test]
+    fn golden() {
+        let header = Header {
+            seq: 3,
+            epoch: 0x0123_4567_89ab_cdef,
+            first: 9,
+            follows: 2,
+        };
+        let hex: String = header.encode().iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "6f636f6a726e6c0a0100000003000000efcdab89674523010900000000000000\
+             02000000000000000000000069b11341"
+        );
+        let hex: String = frame(header.seed(), 48, EVENT | START, b"hi")
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect();
+        assert_eq!(hex, "02000000555ef717816869");
+    }
+
+    #[test]
+    fn a_frame_of_another_place_or_life_does_not_pass() {
+        let header = Header {
+            seq: 3,
+            epoch: 7,
+            first: 9,
+            follows: 2,
+        };
+        let bytes = frame(header.seed(), 48, EVENT, b"hi");
+        let head = Head::decode(&bytes).unwrap();
+        assert!(head.matches(header.seed(), 48, b"hi"));
+        assert!(!head.matches(header.seed(), 49, b"hi"));
+        assert!(!head.matches(header.seed(), 48, b"ho"));
+        assert!(!head.matches(header.seed(), 48, b"h"));
+        assert!(!head.matches(Header { epoch: 8, ..header }.seed(), 48, b"hi"));
+        assert!(!head.matches(Header { seq: 4, ..header }.seed(), 48, b"hi"));
+    }
+
+    proptest! {
+        #[test]
+        fn headers_round_trip(seq in 1u32.., epoch: u64, first in 1u64.., follows: u32) {
+            let header = Header { seq, epoch, first, follows: follows % seq };
+            prop_assert_eq!(Header::decode(&header.encode()), Ok(header));
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = Header::decode(&bytes);
+            if let Some(head) = Head::decode(&bytes) {
+                prop_assert!(head.len <= MAX_PAYLOAD);
+                prop_assert!(!head.matches(0, 48, &bytes[FRAME..]) || head.len + FRAME == bytes.len());
+            }
+        }
+    }
+}

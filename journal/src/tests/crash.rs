@@ -34,6 +34,7 @@ fn run(seed: u64) {
         ..Options::default()
     };
     let mut world = World::new(fs, options);
+    world.chunk_bytes = [1, 100, 1 << 20][rng.below(3)];
     let mut names = 0;
     for _ in 0..150 {
         match rng.below(24) {

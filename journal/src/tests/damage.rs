@@ -110,8 +110,15 @@ fn recover(disk: &Disk, fs: &MemFs, segment_bytes: u64, what: &str) -> (usize, b
     // It goes on, and what is appended now stays.
     log.append(Item::event(b"after")).unwrap();
     committer.step();
+    // And more, so that a segment ends with it where segments are small.
+    for _ in 0..20 {
+        log.append(Item::event(b"more")).unwrap();
+        committer.step();
+    }
     let mut expected = left.clone();
-    expected.push((left.len() as u64 + 1, b"after".to_vec()));
+    let last = left.len() as u64;
+    expected.push((last + 1, b"after".to_vec()));
+    expected.extend((2..22).map(|n| (last + n, b"more".to_vec())));
     assert_eq!(events(&log), expected, "{what}");
     let epoch = log.epoch();
     drop((journal, committer, log));
@@ -134,7 +141,7 @@ fn a_flip_of_any_bit_is_found_and_told() {
             for (s, path) in disk.segments.iter().enumerate() {
                 let content = disk.fs.contents(path);
                 for at in 0..content.len() * 8 {
-                    let fs = disk.fs.fork();
+                    let fs = disk.fs.fork(1);
                     let mut rotten = content.clone();
                     rotten[at / 8] ^= 1 << (at % 8);
                     fs.rot(path, rotten);
@@ -164,7 +171,7 @@ fn a_tail_torn_anywhere_in_the_last_batch_is_cut_off() {
         let content = disk.fs.contents(path);
         // The last batch is three events of 16 bytes and a note of 10.
         for cut in content.len() - 58..content.len() {
-            let fs = disk.fs.fork();
+            let fs = disk.fs.fork(1);
             fs.rot(path, content[..cut].to_vec());
             let what = format!("cut at {cut}");
             let (left, renewed) = recover(&disk, &fs, segment_bytes, &what);
@@ -180,13 +187,13 @@ fn the_lost_end_of_an_inner_segment_and_a_lost_segment_are_damage() {
     let inner = &disk.segments[1];
     let content = disk.fs.contents(inner);
     for cut in 0..content.len() {
-        let fs = disk.fs.fork();
+        let fs = disk.fs.fork(1);
         fs.rot(inner, content[..cut].to_vec());
         let (_, renewed) = recover(&disk, &fs, 150, &format!("cut at {cut}"));
         // The mark at the very end is not needed where another segment follows.
         assert!(renewed, "cut at {cut}");
     }
-    let fs = disk.fs.fork();
+    let fs = disk.fs.fork(1);
     fs.remove(inner).unwrap();
     let (left, renewed) = recover(&disk, &fs, 150, "a lost segment");
     assert!(renewed && left > 0);
@@ -199,34 +206,71 @@ fn a_crash_in_the_middle_of_a_repair_is_finished() {
     let mut rotten = disk.fs.contents(path);
     rotten[70] ^= 1;
     let calls = {
-        let fs = disk.fs.fork();
+        let fs = disk.fs.fork(1);
         fs.rot(path, rotten.clone());
         drop(open(&fs, 150));
         fs.calls()
     };
-    for at in 0..calls {
-        for power in [false, true] {
-            let fs = disk.fs.fork();
-            fs.rot(path, rotten.clone());
-            fs.inject(at, super::memfs::Fault::Eio);
-            let opened =
-                Journal::<Item>::open_parts(Arc::new(fs.clone()), Path::new("/j"), options(150));
-            drop(opened);
-            fs.disarm();
-            if power {
-                fs.power_loss();
-            } else {
-                fs.kill();
-            }
-            let (journal, _committer) = open(&fs, 150);
-            let log = journal.logs().pop().unwrap();
-            let left = events(&log);
-            assert_eq!(left, disk.events[..left.len()]);
-            assert!(!left.is_empty());
-            assert_ne!(log.epoch(), disk.epoch, "call {at}");
-            assert!(names(&fs).keys().any(|n| n.ends_with(".bad")), "call {at}");
+    // The events of the first segment and those in front of the damage.
+    let whole = {
+        let fs = disk.fs.fork(1);
+        fs.rot(path, rotten.clone());
+        recover(&disk, &fs, 150, "uninterrupted").0
+    };
+    assert!(whole > 2);
+    for (at, seed) in (0..calls).flat_map(|at| (0..8).map(move |seed| (at, seed))) {
+        let fs = disk.fs.fork(100 + seed);
+        fs.rot(path, rotten.clone());
+        fs.inject(at, super::memfs::Fault::Eio);
+        let opened =
+            Journal::<Item>::open_parts(Arc::new(fs.clone()), Path::new("/j"), options(150));
+        drop(opened);
+        fs.disarm();
+        if seed == 0 {
+            fs.kill();
+        } else {
+            fs.power_loss();
+        }
+        let (journal, _committer) = open(&fs, 150);
+        let log = journal.logs().pop().unwrap();
+        assert_eq!(events(&log), disk.events[..whole], "call {at}, seed {seed}");
+        assert_ne!(log.epoch(), disk.epoch, "call {at}");
+        assert!(names(&fs).keys().any(|n| n.ends_with(".bad")), "call {at}");
+    }
+}
+
+#[test]
+fn what_stands_behind_a_mark_is_cut_off() {
+    for segment_bytes in [1 << 20, 150] {
+        let disk = disk(segment_bytes, true);
+        let path = disk.segments.last().unwrap();
+        for len in 1..200 {
+            let fs = disk.fs.fork(1);
+            let mut content = disk.fs.contents(path);
+            content.resize(content.len() + len, (len % 5) as u8);
+            fs.rot(path, content);
+            let (left, renewed) = recover(&disk, &fs, segment_bytes, &format!("{len} bytes"));
+            assert_eq!((left, renewed), (24, false));
         }
     }
+}
+
+#[test]
+fn what_a_failed_creation_left_does_not_matter() {
+    let disk = disk(150, true);
+    let (journal, _committer) = open(&disk.fs, 150);
+    disk.fs.make_dir(Path::new("/j/.new-b")).unwrap();
+    disk.fs
+        .open(Path::new("/j/.new-b/x"), crate::fs::Mode::Create)
+        .unwrap();
+    journal.create("b").unwrap();
+    assert!(
+        disk.fs
+            .list(Path::new("/j/b"))
+            .unwrap()
+            .iter()
+            .all(|e| e.name != "x")
+    );
 }
 
 #[test]
@@ -254,7 +298,7 @@ fn damage_under_a_running_journal_is_never_read_as_data() {
     let path = &disk.segments[0];
     let content = disk.fs.contents(path);
     for at in 48..content.len() - 9 {
-        let fs = disk.fs.fork();
+        let fs = disk.fs.fork(1);
         let (journal, _committer) = open(&fs, 1 << 20);
         let log = journal.logs().pop().unwrap();
         let mut rotten = content.clone();
@@ -281,7 +325,7 @@ fn damage_under_a_running_journal_is_never_read_as_data() {
 #[test]
 fn strangers_in_the_folder_are_left_alone() {
     let disk = disk(150, true);
-    let fs = disk.fs.fork();
+    let fs = disk.fs.fork(1);
     for dir in ["/j/lost+found", "/j/empty", "/j/strange", "/j/.new-half"] {
         fs.make_dir(Path::new(dir)).unwrap();
     }

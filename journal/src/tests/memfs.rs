@@ -256,8 +256,8 @@ impl MemFs {
     }
 
     /// Another disk with the same content.
-    pub(super) fn fork(&self) -> Self {
-        let fork = Self::new(1);
+    pub(super) fn fork(&self, seed: u64) -> Self {
+        let fork = Self::new(seed);
         let state = self.state();
         fork.state().nodes = state
             .nodes

@@ -15,6 +15,8 @@ use crate::{AppendError, Health, Journal, Log, OpenError, Options, Position};
 pub(super) struct World {
     pub(super) fs: MemFs,
     pub(super) options: Options,
+    /// Bytes per write.
+    pub(super) chunk_bytes: usize,
     pub(super) running: Option<(Journal<Item>, Committer<Item>)>,
     pub(super) logs: BTreeMap<String, Model>,
     /// Creations that ended in an error that leaves it open whether they happened.
@@ -43,6 +45,7 @@ impl World {
         let mut world = Self {
             fs,
             options,
+            chunk_bytes: 1 << 20,
             running: None,
             logs: BTreeMap::new(),
             doubtful: Vec::new(),
@@ -53,7 +56,9 @@ impl World {
 
     pub(super) fn open(&mut self) -> Result<(), OpenError> {
         let fs = Arc::new(self.fs.clone());
-        let (journal, committer) = Journal::open_parts(fs, Path::new(DIR), self.options.clone())?;
+        let (journal, mut committer) =
+            Journal::open_parts(fs, Path::new(DIR), self.options.clone())?;
+        committer.chunk_bytes = self.chunk_bytes;
         self.fs.pause(true);
         assert_eq!(journal.repairs(), [], "no damage was done");
         let found: BTreeMap<_, _> = journal
