@@ -3,8 +3,11 @@
 //! Needs OPENCODE_BIN (OpenCode's binary) and the runner's binary beside the sidecar's, or at
 //! RUNNER_BIN. Everything listens on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test tells by its panic")]
+
 use contract::{
     Cursor, EventBody, SessionId,
+    approval::{Answer, Decision},
     client::SidecarClient,
     event::TurnError,
     runner::{Phase, Reply, Request, State},
@@ -72,6 +75,10 @@ fn free_port() -> u16 {
 
 impl World {
     async fn start() -> Self {
+        Self::with_tools(json!([])).await
+    }
+
+    async fn with_tools(tools: serde_json::Value) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
@@ -96,6 +103,7 @@ impl World {
             "name": "zebra", "namespace": "dune", "uid": "u-77",
             "providers": [{"name": "scripted", "kind": "compatible", "endpoint": model.base_url()}],
             "model": {"provider": "scripted", "name": "scripted-1"},
+            "tools": tools,
         });
         std::fs::write(at("config/config.json"), config.to_string()).unwrap();
         let runner = Command::new(runner())
@@ -399,6 +407,34 @@ async fn a_cancelled_turn_leaves_nothing_running() {
         })
         .await;
     complete(&events);
+}
+
+#[tokio::test]
+async fn a_tool_that_needs_consent_waits_for_it() {
+    let world = World::with_tools(json!([{"name": "bash", "action": "ask"}])).await;
+    let id = world
+        .begin("asked", "SCENARIO:bash <<<echo asked > asked.txt>>>")
+        .await;
+    let is_pending = |all: &[EventBody]| all.iter().any(|e| matches!(e, EventBody::Approval(_)));
+    world.events(&id, is_pending).await;
+    let file = world.dir.path().join("workspace/asked.txt");
+    assert!(!file.exists());
+    let approvals = world.client.approvals(&id).await.unwrap().approvals;
+    assert_eq!(
+        (approvals.len(), approvals[0].permission.as_str()),
+        (1, "bash")
+    );
+    let answer = Answer {
+        decision: Decision::Once,
+        message: None,
+    };
+    world
+        .client
+        .answer(&id, &approvals[0].approval_id, &answer)
+        .await
+        .unwrap();
+    complete(&world.end(&id).await);
+    assert!(file.exists());
 }
 
 #[tokio::test]

@@ -52,6 +52,10 @@ pub(crate) fn launch(
         ("XDG_DATA_HOME", format!("{home}/.local/share")),
         ("XDG_STATE_HOME", format!("{home}/.local/state")),
         ("XDG_CACHE_HOME", format!("{home}/.cache")),
+        // A volume's root may belong to root: git would refuse to look at what the agent works on.
+        ("GIT_CONFIG_COUNT", "1".to_owned()),
+        ("GIT_CONFIG_KEY_0", "safe.directory".to_owned()),
+        ("GIT_CONFIG_VALUE_0", "*".to_owned()),
         // An image with a proxy in its environment must not send model calls through it.
         ("NO_PROXY", no_proxy(pod)),
         ("no_proxy", no_proxy(pod)),

@@ -4,152 +4,28 @@
 //! one is not known. Calls that may be repeated without harm are sent once more after a timeout: a
 //! request that OpenCode gets in the instant of its start may stay without an answer.
 
+mod error;
+mod types;
+
+pub(crate) use error::{GarbageError, OpenCodeError};
+pub(crate) use types::{Activity, Bounds, Child, PermissionRule, PromptBody, Question};
+
 use super::{
     http::{Answer, Call, Http},
-    wire::{Message, OcEvent, OcKind, ParseError, Permission},
+    wire::{Message, OcEvent, OcKind, Permission},
 };
 use bytes::Bytes;
-use contract::{approval::Decision, pod::ToolAction, session::FileDiff};
+use contract::{approval::Decision, session::FileDiff};
 use http::Method;
 use secrecy::SecretString;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
-use std::{io, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
 const MIB: usize = 1024 * 1024;
 /// Most entries of a list that is no list of messages.
 const ITEMS_MAX: usize = 10_000;
-
-/// Why a call did not succeed.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenCodeError {
-    /// No answer in time; whether OpenCode acted is not known.
-    #[error("OpenCode did not answer `{call}` within {after:?}")]
-    Timeout { call: &'static str, after: Duration },
-    /// No connection, or it broke; whether OpenCode acted is not known.
-    #[error("no connection to OpenCode for `{call}`")]
-    Unreachable {
-        call: &'static str,
-        source: io::Error,
-    },
-    /// Any status but 2xx, with the beginning of what was said.
-    #[error("OpenCode answered `{call}` with {code}: {body}")]
-    Status {
-        call: &'static str,
-        code: u16,
-        body: String,
-    },
-    /// More bytes than we take.
-    #[error("OpenCode's answer to `{call}` is larger than {most} bytes")]
-    TooLarge { call: &'static str, most: usize },
-    /// Not what was expected.
-    #[error("OpenCode's answer to `{call}` makes no sense")]
-    Garbage {
-        call: &'static str,
-        source: GarbageError,
-    },
-}
-
-/// In what way an answer makes no sense.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum GarbageError {
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-    #[error(transparent)]
-    Parse(#[from] ParseError),
-    #[error("{0}")]
-    Unexpected(&'static str),
-}
-
-impl OpenCodeError {
-    /// Whether the same call may succeed a moment later, by itself.
-    pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Timeout { .. } | Self::Unreachable { .. } => true,
-            // 500 is OpenCode's answer to what it cannot read: asking again does not change it.
-            Self::Status { code, .. } => matches!(code, 408 | 429 | 502..=504),
-            Self::TooLarge { .. } | Self::Garbage { .. } => false,
-        }
-    }
-
-    /// Whether OpenCode does not know what was named.
-    pub(crate) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Status { code: 404, .. })
-    }
-}
-
-/// Bounds in time.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
-    /// Most calls; OpenCode's event loop is known to stall for 4 s.
-    pub(crate) quick: Duration,
-    /// Calls that read much, or make OpenCode load a folder for the first time.
-    pub(crate) slow: Duration,
-    /// Longest silence of the event stream; OpenCode says something every 10 s.
-    pub(crate) silence: Duration,
-    /// Longest wait, all in all, for the rest of a line of the event stream.
-    pub(crate) line: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            quick: Duration::from_secs(10),
-            slow: Duration::from_secs(30),
-            silence: Duration::from_secs(30),
-            line: Duration::from_secs(60),
-        }
-    }
-}
-
-/// A rule about a permission; of several that match the last one holds.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct PermissionRule {
-    /// As in `bash`; `*` is every one.
-    pub(crate) permission: String,
-    /// Of what is done with it; `*` is everything.
-    pub(crate) pattern: String,
-    pub(crate) action: ToolAction,
-}
-
-/// A prompt.
-#[derive(Clone, Debug)]
-pub(crate) struct PromptBody {
-    /// From [`super::ids::message_id`].
-    pub(crate) message_id: String,
-    pub(crate) text: String,
-    /// Added to OpenCode's own system prompt.
-    pub(crate) system: Option<String>,
-    pub(crate) provider_id: String,
-    pub(crate) model_id: String,
-}
-
-/// What a session does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Activity {
-    Busy,
-    /// Waits before it asks the provider again.
-    Retry,
-    Idle,
-}
-
-/// A sub-agent's session.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Child {
-    pub(crate) id: String,
-    #[serde(default)]
-    pub(crate) title: Option<String>,
-}
-
-/// OpenCode waits for an answer to a question.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(crate) struct Question {
-    pub(crate) id: String,
-    /// Empty where OpenCode does not say.
-    #[serde(rename = "sessionID", default)]
-    pub(crate) session: String,
-}
 
 /// Client of one OpenCode; clones share it.
 #[derive(Clone)]
@@ -175,11 +51,7 @@ impl std::fmt::Debug for OpenCode {
 
 impl OpenCode {
     /// A client of the OpenCode on `127.0.0.1:port` for the sessions of `directory`. Connects when used.
-    pub(crate) fn new(port: u16, password: &SecretString, directory: &Path) -> Self {
-        Self::with_bounds(port, password, directory, Bounds::default())
-    }
-
-    pub(crate) fn with_bounds(
+    pub(crate) fn new(
         port: u16,
         password: &SecretString,
         directory: &Path,
@@ -442,13 +314,11 @@ impl OpenCode {
         let diff: SnapshotFileDiff = serde_json::from_value(value).ok()?;
         let path = Path::new(&diff.file);
         let path = path.strip_prefix(&self.inner.directory).unwrap_or(path);
-        let status = match diff.status.as_deref() {
-            Some(known @ ("added" | "deleted")) => known,
-            _ => "modified",
-        };
+        let known = |status: &String| matches!(status.as_str(), "added" | "deleted");
+        let status = diff.status.filter(known);
         Some(FileDiff {
             path: path.to_string_lossy().into_owned(),
-            status: status.to_owned(),
+            status: status.unwrap_or_else(|| "modified".to_owned()),
             patch: diff.patch,
             additions: diff.additions as u64,
             deletions: diff.deletions as u64,

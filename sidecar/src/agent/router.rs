@@ -34,7 +34,7 @@ const CHILDREN_MAX: usize = 10_000;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum FromAgent {
     /// Something happened in the session or one below it.
-    Event(OcEvent),
+    Event(Box<OcEvent>),
     /// Events may be missing before this: read what OpenCode stored.
     Resync,
     /// OpenCode ended, and all runs with it.
@@ -135,7 +135,7 @@ impl Router {
     ///
     /// Cancel safe for the connection's end: a subscriber that missed the event gets Resync with the
     /// next connection.
-    pub(super) async fn dispatch(&self, event: OcEvent, bytes: usize) {
+    pub(super) async fn dispatch(&self, event: Box<OcEvent>, bytes: usize) {
         let to = self.receivers(&event);
         let Some((last, others)) = to.split_last() else {
             return;
@@ -224,7 +224,7 @@ impl Table {
 }
 
 impl Subscriber {
-    async fn event(&self, event: OcEvent, bytes: usize) {
+    async fn event(&self, event: Box<OcEvent>, bytes: usize) {
         if self.shared.lagging.load(Ordering::Acquire) {
             return;
         }

@@ -1,7 +1,7 @@
 //! Client of the runner's socket: one request per connection. The runner is untrusted: every line and
 //! every wait is bounded, and a reply of the wrong kind is an error.
 
-use contract::runner::{Cgroup, Entry, Failure, LINE_MAX, Launch, Probe, Reply, Request, State};
+use contract::runner::{Cgroup, Failure, LINE_MAX, Launch, Probe, Reply, Request, State};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -110,17 +110,6 @@ impl Runner {
     pub(crate) async fn cgroup(&self) -> Result<Cgroup, RunnerError> {
         match self.call(&Request::Cgroup, QUICK).await? {
             Reply::Cgroup(cgroup) => Ok(cgroup),
-            _ => Err(RunnerError::Unexpected),
-        }
-    }
-
-    /// A folder of the workspace, and whether it has more entries than these.
-    pub(crate) async fn list(&self, path: &str) -> Result<(Vec<Entry>, bool), RunnerError> {
-        let request = Request::List {
-            path: path.to_owned(),
-        };
-        match self.call(&request, SLOW).await? {
-            Reply::Entries { entries, truncated } => Ok((entries, truncated)),
             _ => Err(RunnerError::Unexpected),
         }
     }

@@ -22,7 +22,7 @@ const KEEP: usize = 256 * 1024;
 #[derive(Debug, PartialEq)]
 pub(crate) enum StreamItem {
     /// An event and the length of its line in bytes.
-    Event(OcEvent, usize),
+    Event(Box<OcEvent>, usize),
     /// A line that was too long or made no sense: something happened, not known what.
     Skipped,
 }
@@ -120,7 +120,7 @@ fn read(line: &Line<'_>) -> Option<StreamItem> {
     };
     let data = line.strip_prefix(b"data:")?;
     Some(match OcEvent::parse(data.trim_ascii()) {
-        Ok(event) => StreamItem::Event(event, line.len()),
+        Ok(event) => StreamItem::Event(Box::new(event), line.len()),
         Err(error) => {
             tracing::debug!(%error, bytes = line.len(), "skipped an event of OpenCode");
             StreamItem::Skipped

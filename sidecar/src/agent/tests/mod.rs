@@ -92,7 +92,7 @@ impl Double {
 
     /// A client of this double with bounds for tests.
     fn client(&self) -> OpenCode {
-        OpenCode::with_bounds(self.port, &"pw".into(), Path::new("/w s"), bounds())
+        OpenCode::new(self.port, &"pw".into(), Path::new("/w s"), bounds())
     }
 }
 

@@ -249,12 +249,8 @@ async fn endless_bodies_are_cut_at_the_bound() {
     // The bytes are to be the limit here, not the time.
     bounds.slow = Duration::from_secs(60);
     bounds.quick = Duration::from_secs(60);
-    let client = crate::agent::opencode::OpenCode::with_bounds(
-        double.port,
-        &"pw".into(),
-        "/w".as_ref(),
-        bounds,
-    );
+    let client =
+        crate::agent::opencode::OpenCode::new(double.port, &"pw".into(), "/w".as_ref(), bounds);
     let error = client.messages("ses_1").await.unwrap_err();
     assert!(
         matches!(
@@ -388,8 +384,7 @@ async fn nobody_there_is_unreachable() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.local_addr().unwrap().port()
     };
-    let client =
-        crate::agent::opencode::OpenCode::with_bounds(port, &"pw".into(), "/w".as_ref(), bounds());
+    let client = crate::agent::opencode::OpenCode::new(port, &"pw".into(), "/w".as_ref(), bounds());
     let error = client.health(bounds().quick).await.unwrap_err();
     assert!(matches!(error, OpenCodeError::Unreachable { .. }) && error.is_transient());
 }

@@ -5,20 +5,20 @@ use crate::agent::{
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
-fn idle(session: &str) -> OcEvent {
+fn idle(session: &str) -> Box<OcEvent> {
     parse(&format!(
         r#"{{"type":"session.idle","properties":{{"sessionID":"{session}"}}}}"#
     ))
 }
 
-fn created(session: &str, parent: &str) -> OcEvent {
+fn created(session: &str, parent: &str) -> Box<OcEvent> {
     parse(&format!(
         r#"{{"type":"session.created","properties":{{"sessionID":"{session}","info":{{"id":"{session}","parentID":"{parent}"}}}}}}"#
     ))
 }
 
-fn parse(json: &str) -> OcEvent {
-    OcEvent::parse(json.as_bytes()).unwrap()
+fn parse(json: &str) -> Box<OcEvent> {
+    Box::new(OcEvent::parse(json.as_bytes()).unwrap())
 }
 
 /// What is there now.

@@ -103,10 +103,6 @@ async fn replies_of_another_kind_are_errors() {
         Err(RunnerError::Unexpected)
     ));
     assert!(matches!(
-        runner.list("").await,
-        Err(RunnerError::Unexpected)
-    ));
-    assert!(matches!(
         runner.start(launch()).await,
         Err(RunnerError::Unexpected)
     ));

@@ -1,0 +1,368 @@
+//! The supervisor's task.
+
+use super::{
+    Restart,
+    process::{Ended, Process, WORDS_MAX, clip, compare, describe},
+    told::Told,
+};
+use crate::agent::{
+    opencode::OpenCode,
+    router::Router,
+    runner::{Runner, RunnerError, Watch},
+    stream::{EventStream, StreamError, StreamItem},
+    timings::Timings,
+};
+use contract::runner::{Launch, Phase, Probe, State};
+use std::time::Duration;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// Keeps OpenCode running; its state goes to whoever holds an [`super::Agent`].
+pub(super) struct Supervisor {
+    pub(super) runner: Runner,
+    pub(super) opencode: OpenCode,
+    pub(super) router: Router,
+    pub(super) launch: watch::Receiver<Launch>,
+    pub(super) timings: Timings,
+    pub(super) told: Told,
+    pub(super) commands: mpsc::Receiver<Restart>,
+    /// The last process seen.
+    pub(super) process: Option<Process>,
+    /// Starts by former runners.
+    pub(super) starts_before: u64,
+    /// Ends of OpenCode, or starts that failed, since it last was well for long.
+    pub(super) failures: u32,
+}
+
+impl Supervisor {
+    /// Never ends by itself.
+    pub(super) async fn run(mut self) {
+        loop {
+            let (mut watch, state) = self.connect().await;
+            let why = self.with_runner(&mut watch, state).await;
+            tracing::warn!(reason = why, "lost the runner");
+            self.told
+                .not_ready(format!("the agent's container does not answer: {why}"));
+        }
+    }
+
+    /// Waits for a runner. Its container starts after ours, and again whenever it fails.
+    async fn connect(&mut self) -> (Watch, State) {
+        let mut pause = self.timings.connect_first;
+        loop {
+            let error = match self.meanwhile(follow(self.runner.clone())).await {
+                Ok((watch, state, probe)) => {
+                    self.told.change(|s| {
+                        s.runner_id = clip(&state.runner_id, 64);
+                        s.unsupported = probe.as_ref().and_then(|p| p.unsupported.clone());
+                        s.probe = probe;
+                    });
+                    return (watch, state);
+                }
+                Err(error) => error,
+            };
+            tracing::debug!(%error, "no runner yet");
+            self.told
+                .not_ready(format!("waits for the agent's container: {error}"));
+            self.meanwhile(sleep(pause)).await;
+            pause = (pause * 2).min(self.timings.connect_most);
+        }
+    }
+
+    /// Keeps OpenCode running until the runner is gone; returns why.
+    async fn with_runner(&mut self, watch: &mut Watch, mut state: State) -> String {
+        loop {
+            let unsupported = match &state.phase {
+                Phase::Unsupported { message } => Some(clip(message, WORDS_MAX)),
+                _ => self.told.now().unsupported.clone(),
+            };
+            if let Some(message) = unsupported {
+                tracing::error!(reason = message, "the image cannot run OpenCode");
+                self.told.change(|s| s.unsupported = Some(message.clone()));
+                self.told.not_ready(message);
+                // Another image comes with another runner.
+                return self.meanwhile(until_closed(watch)).await;
+            }
+            let pause = self.timings.pause_before(self.failures);
+            self.meanwhile(sleep(pause)).await;
+            let launch = self.launch.borrow_and_update().clone();
+            let runner = self.runner.clone();
+            match self
+                .meanwhile(async move { runner.start(launch).await })
+                .await
+            {
+                Ok(now) => state = now,
+                Err(error @ RunnerError::Failed { .. }) => {
+                    self.failures += 1;
+                    tracing::error!(%error, "OpenCode could not be started");
+                    self.told
+                        .not_ready(format!("OpenCode could not be started: {error}"));
+                    continue;
+                }
+                Err(error) => return error.to_string(),
+            }
+            if !matches!(state.phase, Phase::Running { .. }) {
+                self.failures += 1;
+                self.told.not_ready(format!(
+                    "OpenCode did not start: {}",
+                    describe(&state.phase)
+                ));
+                continue;
+            }
+            let process = self.adopt(&state);
+            let began = Instant::now();
+            let ended = self.serve(watch, &process).await;
+            if began.elapsed() >= self.timings.calm {
+                self.failures = 0;
+            }
+            self.failures += 1;
+            match ended {
+                Ended::Process(why) => self.down(&why),
+                Ended::Runner(why) => {
+                    self.down(&format!("the agent's container ended: {why}"));
+                    return why;
+                }
+                Ended::Stop(why, done) => {
+                    self.down(&why);
+                    let (runner, grace) = (self.runner.clone(), self.timings.stop_grace);
+                    if let Err(error) = self
+                        .meanwhile(async move { runner.stop(grace).await })
+                        .await
+                    {
+                        tracing::warn!(%error, "OpenCode could not be stopped");
+                    }
+                    drop(done);
+                }
+            }
+        }
+    }
+
+    /// Takes a process as the one to serve.
+    fn adopt(&mut self, state: &State) -> Process {
+        let process = Process {
+            runner_id: state.runner_id.clone(),
+            generation: state.generation,
+        };
+        let new = self.process.as_ref() != Some(&process);
+        tracing::info!(new, generation = state.generation, "OpenCode runs");
+        if let Some(last) = self.process.replace(process.clone())
+            && last.runner_id != process.runner_id
+        {
+            self.starts_before = self.starts_before.saturating_add(last.generation);
+        }
+        let starts = self.starts_before.saturating_add(state.generation);
+        self.told.change(|s| {
+            s.generation += u64::from(new);
+            s.starts = u32::try_from(starts).unwrap_or(u32::MAX);
+            s.message = Some("OpenCode starts".to_owned());
+        });
+        process
+    }
+
+    /// Listens to a process until it ends or is to be ended.
+    async fn serve(&mut self, watch: &mut Watch, process: &Process) -> Ended {
+        let mut within = self.timings.start_within;
+        let mut cuts = 0;
+        loop {
+            let opening = open(self.opencode.clone(), self.timings, cuts);
+            let (version, stream) = tokio::select! {
+                opened = timeout(within, opening) => match opened {
+                    Ok(opened) => opened,
+                    Err(_) => return Ended::Stop(format!("it did not answer for {within:?}"), None),
+                },
+                ended = self.interrupted(watch, process) => return ended,
+            };
+            // Before the first event of this stream, after the last of the one before.
+            self.router.resync();
+            tracing::info!(version, "listens to OpenCode's events");
+            self.told.change(|s| {
+                s.ready = true;
+                s.version = Some(version);
+                s.message = None;
+            });
+            let opened = Instant::now();
+            let pump = AbortOnDropHandle::new(tokio::spawn(pump(self.router.clone(), stream)));
+            let why = tokio::select! {
+                error = pump => error.map_or_else(|error| error.to_string(), |error| error.to_string()),
+                why = unwell(self.opencode.clone(), self.timings) => return Ended::Stop(why, None),
+                ended = self.interrupted(watch, process) => return ended,
+            };
+            tracing::warn!(reason = why, "the event stream was cut");
+            self.told
+                .not_ready(format!("the event stream was cut: {why}"));
+            within = self.timings.unwell_for;
+            cuts = if opened.elapsed() >= self.timings.calm {
+                1
+            } else {
+                cuts + 1
+            };
+        }
+    }
+
+    /// Waits for what ends the serving of a process from outside. Cancel safe.
+    async fn interrupted(&mut self, watch: &mut Watch, process: &Process) -> Ended {
+        loop {
+            tokio::select! {
+                state = watch.next() => {
+                    let state = match state {
+                        Ok(state) => state,
+                        Err(error) => match self.rewatch(watch).await {
+                            Some(state) => state,
+                            None => return Ended::Runner(error.to_string()),
+                        },
+                    };
+                    if let Some(ended) = compare(process, &state) {
+                        return ended;
+                    }
+                }
+                Some(restart) = self.commands.recv() => {
+                    if restart.generation == self.told.now().generation {
+                        return Ended::Stop(restart.why, Some(restart.done));
+                    }
+                }
+                () = renewed(&self.launch, &self.router, &self.told, &self.timings) => return Ended::Stop("its configuration changed".to_owned(), None),
+            }
+        }
+    }
+
+    /// Another watch for one that broke: the connection may break though nothing else does.
+    async fn rewatch(&self, watch: &mut Watch) -> Option<State> {
+        let again = async {
+            loop {
+                if let Ok((next, state, _)) = follow(self.runner.clone()).await {
+                    *watch = next;
+                    return state;
+                }
+                sleep(self.timings.connect_most).await;
+            }
+        };
+        timeout(self.timings.runner_lost, again).await.ok()
+    }
+
+    /// Works while requests for a restart are let go: there is nothing to restart.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                Some(_) = self.commands.recv() => {}
+            }
+        }
+    }
+
+    fn down(&self, why: &str) {
+        tracing::warn!(reason = why, "OpenCode ended");
+        self.told.not_ready(format!("OpenCode ended: {why}"));
+        self.router.agent_down(why);
+    }
+}
+
+/// Waits until there is another launch and nobody would be disturbed by it.
+async fn renewed(
+    launch: &watch::Receiver<Launch>,
+    router: &Router,
+    told: &Told,
+    timings: &Timings,
+) {
+    loop {
+        sleep(timings.renew_every).await;
+        let renewed = || launch.has_changed().unwrap_or(false) && router.is_idle();
+        if !renewed() || !told.now().ready {
+            continue;
+        }
+        // Whoever began a turn in this instant saw `ready` and subscribes now.
+        told.not_ready("its configuration changed: it starts anew".to_owned());
+        sleep(timings.renew_pause).await;
+        if renewed() {
+            return;
+        }
+        told.change(|s| {
+            s.ready = true;
+            s.message = None;
+        });
+    }
+}
+
+/// A connection that tells the process's states, the state now, and what the image offers.
+async fn follow(runner: Runner) -> Result<(Watch, State, Option<Probe>), RunnerError> {
+    const BOUND: Duration = Duration::from_secs(10);
+    let mut watch = runner.watch().await?;
+    let state = timeout(BOUND, watch.next())
+        .await
+        .unwrap_or(Err(RunnerError::Timeout(BOUND)))?;
+    let probe = match runner.probe().await {
+        Ok(probe) => Some(Probe {
+            unsupported: probe.unsupported.map(|text| clip(&text, WORDS_MAX)),
+            ..probe
+        }),
+        Err(error) => {
+            tracing::warn!(%error, "the runner does not tell what the image offers");
+            None
+        }
+    };
+    Ok((watch, state, probe))
+}
+
+/// Reads on until the connection is over; returns why it is.
+async fn until_closed(watch: &mut Watch) -> String {
+    loop {
+        if let Err(error) = watch.next().await {
+            return error.to_string();
+        }
+    }
+}
+
+/// Waits until OpenCode is well, and begins to listen to it.
+async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, EventStream) {
+    sleep(timings.pause_before_stream(cuts)).await;
+    let mut within = timings.first_health;
+    loop {
+        match opencode.health(within).await {
+            Ok(version) => match EventStream::open(&opencode).await {
+                Ok(stream) => return (version, stream),
+                Err(error) => tracing::debug!(%error, "no event stream yet"),
+            },
+            Err(error) => tracing::trace!(%error, "not well yet"),
+        }
+        within = (within * 2).min(timings.most_health);
+        sleep(timings.health_step).await;
+    }
+}
+
+/// Waits until OpenCode was not well for long; returns why.
+async fn unwell(opencode: OpenCode, timings: Timings) -> String {
+    let mut since = None;
+    loop {
+        sleep(timings.health_every).await;
+        let asked = Instant::now();
+        let Err(error) = opencode.health(timings.health_within).await else {
+            since = None;
+            continue;
+        };
+        let since = *since.get_or_insert(asked);
+        tracing::warn!(%error, for_ = ?since.elapsed(), "OpenCode is not well");
+        if since.elapsed() >= timings.unwell_for {
+            return format!("it was not well for {:?}: {error}", timings.unwell_for);
+        }
+    }
+}
+
+async fn pump(router: Router, mut stream: EventStream) -> StreamError {
+    let mut warned = false;
+    loop {
+        match stream.next().await {
+            Ok(StreamItem::Event(event, bytes)) => router.dispatch(event, bytes).await,
+            Ok(StreamItem::Skipped) => {
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!("an event of OpenCode was too long or made no sense");
+                }
+                router.resync();
+            }
+            Err(error) => return error,
+        }
+    }
+}
