@@ -60,7 +60,8 @@ need() {
 dump() {
   printf -- '---- state of %s ----\n' "$NAMESPACE"
   helm --namespace "$NAMESPACE" history "$RELEASE" || true
-  k get deployments,pods,leases,events -o wide || true
+  k get deployments,pods,leases -o wide || true
+  k get events --field-selector type=Warning || true
   k logs --selector "app.kubernetes.io/instance=$RELEASE" --tail=30 --prefix || true
 }
 
@@ -106,13 +107,17 @@ install() { # ARG...: as hack/install.sh does
     --wait --timeout "$WAIT" "$@"
 }
 signing_key() { k get secret "$RELEASE-signing-key" -o jsonpath='{.data.key\.pem}'; }
-pods() { k get pods --selector "app.kubernetes.io/instance=$RELEASE" --field-selector status.phase=Running -o jsonpath='{.items[*].metadata.uid}'; }
+# UIDs of the pods that run and are not about to end.
+pods() {
+  k get pods --selector "app.kubernetes.io/instance=$RELEASE" --field-selector status.phase=Running \
+    -o go-template='{{range .items}}{{if not .metadata.deletionTimestamp}}{{.metadata.uid}} {{end}}{{end}}'
+}
 # until_true SECONDS CMD...
 until_true() {
   local end=$((SECONDS + $1))
   shift
-  until "$@"; do
-    ((SECONDS < end)) || { die "not so in time: $*"; return 1; }
+  until "$@" >"$work/try" 2>&1; do
+    ((SECONDS < end)) || { cat "$work/try"; die "not so in time: $*"; return 1; }
     sleep 0.3
   done
 }
@@ -366,7 +371,7 @@ makes_an_ed25519_key() {
   yaml -s templates/signing-key.yaml | sed -n 's/^  key.pem: //p' | base64 -d >"$work/key.pem"
   pem=$(head -1 "$work/key.pem")
   equal "first line" '-----BEGIN PRIVATE KEY-----' "$pem"
-  openssl pkey -in "$work/key.pem" -noout -text | grep -q '^ED25519 Private-Key:'
+  openssl pkey -in "$work/key.pem" -noout -text | grep '^ED25519 Private-Key:'
 }
 
 # The table of docs/helm.md, values.yaml and values.schema.json name the same values; the table has their defaults.
@@ -409,7 +414,8 @@ namespaces() {
 server_accepts_what_is_rendered() {
   local values
   for values in "$CHART/values.yaml" "$work/all.yaml"; do
-    yaml --values "$values" --set serviceMonitor.enabled=false |
+    # Under another name, so that nothing that is there takes part.
+    helm template chart-test "$CHART" --namespace "$NAMESPACE" --values "$values" --set serviceMonitor.enabled=false |
       kubectl apply --server-side --force-conflicts --dry-run=server -f - 2>&1 | tee "$work/dry-run"
     if grep -qi '^warning' "$work/dry-run"; then die "a warning with $values"; fi
   done
@@ -555,8 +561,9 @@ two_replicas_take_turns() {
   k delete pod "$holder" --wait=false
   # A lease given back is taken in far less than its 15 s; one that is not, after them.
   until_true 60 lease_is_held_by_another_pod_than "$holder"
-  # The Lease can be lost too.
+  # A Lease that somebody deleted is made anew by the next pod.
   k delete lease "$RELEASE"
+  k delete pods --selector "app.kubernetes.io/instance=$RELEASE"
   until_true 60 lease_is_held_by_another_pod_than nobody
   k rollout status deployment/"$RELEASE" --timeout="$WAIT"
 }
@@ -585,8 +592,8 @@ left_in_the_cluster() {
 nothing_is_left_in_the_namespace() { left_in_the_namespace >"$work/left" && [ ! -s "$work/left" ]; }
 uninstalls_all_but_sessions() {
   # The same questions find something before.
-  left_in_the_namespace | grep -q '^secret/opencode-operator-signing-key$'
-  left_in_the_cluster | grep -q '^clusterrolebinding'
+  left_in_the_namespace | grep '^secret/opencode-operator-signing-key$'
+  left_in_the_cluster | grep '^clusterrolebinding'
   helm --namespace "$NAMESPACE" uninstall "$RELEASE" --wait --timeout "$WAIT"
   session_is_the_same
   until_true 60 nothing_is_left_in_the_namespace || { cat "$work/left" "$work/err"; return 1; }
