@@ -224,7 +224,11 @@ fn launches(
                 &settings,
                 &config.pod(),
                 &password,
-                proxy::alias::opencode_providers(settings.proxy_port),
+                proxy::alias::opencode_providers_with(
+                    settings.proxy_port,
+                    Duration::from_secs(settings.model_header_timeout),
+                    Duration::from_secs(settings.model_chunk_timeout),
+                ),
                 &settings.agent_home,
             )
         }

@@ -128,7 +128,6 @@ impl Recorder {
     }
 
     /// The final message; panics when the last turn is not complete.
-    #[must_use]
     pub fn completed(&self) -> &contract::event::Complete {
         match self.events.last().map(|seen| &seen.event.body) {
             Some(EventBody::Complete(complete)) => complete,

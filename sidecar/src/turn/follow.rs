@@ -121,7 +121,7 @@ impl Drive {
                         if self.take(&event).await? {
                             suspicion.get_or_insert_with(Instant::now);
                             next_look = Instant::now();
-                        } else if self.map.outcome().unknown_finishes >= UNKNOWN_FINISHES {
+                        } else if self.map.unknown_finishes() >= UNKNOWN_FINISHES {
                             return Ok(End::failed(
                                 TurnError::ProviderGarbled,
                                 "the provider's answers made no sense several times in a row (no valid \

@@ -1,0 +1,18 @@
+//! Each surprise of OpenCode, of its provider, of the machine and of callers, played to real processes:
+//! sidecar, runner and OpenCode; only the language model is a double.
+//!
+//! Needs OPENCODE_BIN (OpenCode's binary) and the runner's binary at RUNNER_BIN or beside the sidecar's.
+//! Everything listens on loopback and ends with the test process, however that ends.
+
+mod approvals;
+mod callers;
+mod cancel;
+mod crashes;
+mod disk;
+mod double;
+mod hostile;
+mod process;
+mod providers;
+mod reader;
+mod stack;
+mod tools;

@@ -1,0 +1,187 @@
+//! `make bench`: figures of the whole path on the cluster in use, medians with spread. For reading, not
+//! for passing: a shared machine is noisy.
+
+use contract::{EventBody, event::OutputSource};
+use futures::StreamExt;
+use serde_json::json;
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+use tests::{Model, Namespace, Recorder, Session, eventually, kubectl::kubectl, run, session::{KEY, READY, TURN}};
+
+/// Runs of each figure.
+const RUNS: usize = 5;
+
+fn main() {
+    run("figures", |ns| async move {
+        let mut report = String::new();
+        starts(&ns, &mut report).await;
+        turns(&ns, &mut report).await;
+        println_report(&report);
+    });
+}
+
+#[expect(clippy::print_stdout, reason = "the report is this program's result")]
+fn println_report(report: &str) {
+    println!("{report}");
+}
+
+/// `name: median (least to most)` of milliseconds.
+fn row(report: &mut String, name: &str, mut values: Vec<f64>, unit: &str) {
+    values.sort_by(f64::total_cmp);
+    let (Some(first), Some(last)) = (values.first(), values.last()) else { return };
+    let median = values[values.len() / 2];
+    writeln!(report, "| {name} | {median:.1} {unit} | {first:.1} to {last:.1} | {} |", values.len())
+        .expect("a String takes everything");
+}
+
+fn ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+/// Apply → pod Ready → first event, and OpenCode's own start in the same container.
+async fn starts(ns: &Namespace, report: &mut String) {
+    let model = Model::start(ns, "model", KEY).await;
+    ns.secret("model-key", "key", KEY).await;
+    let (mut to_ready, mut to_event, mut to_turn, mut own, mut ours) = (vec![], vec![], vec![], vec![], vec![]);
+    for i in 0..RUNS {
+        let name = format!("start-{i}");
+        let began = Instant::now();
+        let providers = json!([model.provider("compatible", "model-key")]);
+        let session = Session::apply_with(ns, &name, Some("SCENARIO:hello"), providers, json!({})).await;
+        let mut recorder = Recorder::default();
+        let id = session.prompt_id();
+        let mut stream = recorder.open(&session, &id).await.expect("a stream");
+        let first = stream.next().await.expect("an event").expect("read");
+        recorder.take(&first);
+        to_event.push(ms(began.elapsed()));
+        session.wait_condition("PodReady", "True", READY).await;
+        session.ready().await;
+        to_ready.push(ms(began.elapsed()));
+        recorder.read_to_end(&session, &id).await;
+        let _ = recorder.completed();
+        to_turn.push(ms(began.elapsed()));
+        let opencode = opencode_start(&session).await;
+        own.push(opencode);
+        ours.push(container_to_ready(&session).await);
+        ns.kubectl(&["delete", "ocs", &name, "--wait=true"], "").await;
+    }
+    row(report, "apply → first event readable", to_event, "ms");
+    row(report, "apply → Ready (a turn could run)", to_ready, "ms");
+    row(report, "apply → turn of one model call done", to_turn, "ms");
+    row(report, "OpenCode's own start in the same pod, alone (spawn → /global/health)", own, "ms");
+    row(report, "agent container started → pod Ready (1 s granularity of Kubernetes)", ours, "ms");
+}
+
+/// Starts a second OpenCode in the agent container, on another port and HOME, and waits for its health.
+async fn opencode_start(session: &Session) -> f64 {
+    let script = r#"
+        mkdir -p /tmp/own/.config/opencode/node_modules; echo '{}' > /tmp/own/models.json
+        start=$(date +%s%N)
+        env HOME=/tmp/own XDG_DATA_HOME=/tmp/own/d XDG_CONFIG_HOME=/tmp/own/.config XDG_STATE_HOME=/tmp/own/s XDG_CACHE_HOME=/tmp/own/c \
+          OPENCODE_MODELS_PATH=/tmp/own/models.json OPENCODE_DISABLE_MODELS_FETCH=1 OPENCODE_DISABLE_AUTOUPDATE=1 OPENCODE_DISABLE_FFF=1 \
+          OPENCODE_DISABLE_DEFAULT_PLUGINS=1 OPENCODE_PURE=1 OPENCODE_DISABLE_PROJECT_CONFIG=1 OPENCODE_DISABLE_LSP_DOWNLOAD=1 \
+          /opt/opencode-operator/opencode/opencode serve --hostname 127.0.0.1 --port 4999 >/tmp/own/log 2>&1 &
+        pid=$!
+        until (exec 3<>/dev/tcp/127.0.0.1/4999 && printf 'GET /global/health HTTP/1.0\r\n\r\n' >&3 && timeout 2 grep -q healthy <&3) 2>/dev/null; do :; done
+        end=$(date +%s%N); kill $pid; rm -rf /tmp/own; echo $(((end - start) / 1000))
+    "#;
+    let said = session.exec("agent", &["bash", "-c", script]).await;
+    let micros: f64 = said.out.trim().parse().unwrap_or_else(|_| panic!("no time: {} {}", said.out, said.err));
+    micros / 1000.0
+}
+
+async fn container_to_ready(session: &Session) -> f64 {
+    let pod = session.pod().await;
+    let status = pod.status.expect("a status");
+    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").and_then(|c| c.last_transition_time.clone());
+    let started = status
+        .container_statuses
+        .iter()
+        .flatten()
+        .find(|c| c.name == "agent")
+        .and_then(|c| c.state.as_ref()?.running.as_ref()?.started_at.clone());
+    match (ready, started) {
+        (Some(ready), Some(started)) => (ready.0.as_second() - started.0.as_second()) as f64 * 1000.0,
+        _ => f64::NAN,
+    }
+}
+
+/// Figures of a pod at work.
+async fn turns(ns: &Namespace, report: &mut String) {
+    let model = Model::start(ns, "second", KEY).await;
+    let providers = json!([model.provider("compatible", "model-key")]);
+    let session = Session::apply_with(ns, "work", None, providers, json!({})).await;
+    session.ready().await;
+    let client = session.client().await;
+    memory(ns, &session, "idle", report).await;
+
+    // Durable in the journal → in this process: the event's own time against ours, on one machine.
+    let id = session.create("latency", "SCENARIO:slow 400 10").await;
+    let mut recorder = Recorder::default();
+    let mut delays = Vec::new();
+    let mut stream = recorder.open(&session, &id).await.expect("a stream");
+    while let Some(Ok(event)) = stream.next().await {
+        let now = jiff::Timestamp::now();
+        recorder.take(&event);
+        if let Some(seen) = recorder.events.last()
+            && matches!(&seen.event.body, EventBody::Output(_))
+            && event.id.is_some()
+        {
+            delays.push((now.as_millisecond() - seen.event.ts.as_millisecond()) as f64);
+        }
+    }
+    delays.sort_by(f64::total_cmp);
+    let at = |q: f64| delays[((delays.len() - 1) as f64 * q) as usize];
+    writeln!(report, "| OpenCode's event recorded → client's bytes, p50 / p99 (1 ms granularity) | {:.0} ms / {:.0} ms | to {:.0} | {} |", at(0.5), at(0.99), at(1.0), delays.len()).expect("a String");
+    let text: usize = recorder.texts(OutputSource::Assistant).values().map(String::len).sum();
+    let bytes: usize = recorder.events.iter().filter(|e| matches!(e.event.body, EventBody::Output(_))).map(|e| serde_json::to_string(&e.event).map_or(0, |s| s.len() + 31)).sum();
+    writeln!(report, "| journal bytes per byte of text, words at 10 ms | {:.1} | – | 1 |", bytes as f64 / text as f64).expect("a String");
+
+    let mut cancels = Vec::new();
+    for i in 0..RUNS {
+        let id = session.create(&format!("cancel-{i}"), "SCENARIO:bash-sleep").await;
+        eventually("the tool at work", TURN, || async {
+            let page = client.events(&id, None, 1000).await.map_err(|e| e.to_string())?;
+            let called = page.events.iter().any(|e| e.event["type"] == "tool_call");
+            if called { Ok(()) } else { Err(format!("{} events", page.events.len())) }
+        })
+        .await;
+        let began = Instant::now();
+        client.cancel(&id).await.expect("cancelled");
+        cancels.push(ms(began.elapsed()));
+    }
+    row(report, "cancel → idle, tools reaped, recorded (204)", cancels, "ms");
+    let busy = session.create("busy", "SCENARIO:slow 300 20").await;
+    memory(ns, &session, "in a turn", report).await;
+    session.read(&busy).await.check();
+}
+
+/// PSS of our processes, read on this machine: it is the node of the built-in cluster.
+async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut String) {
+    let pss = |binary: &str, wanted: &str| {
+        let mut sum = None;
+        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+            let path = entry.path();
+            let cmdline = std::fs::read(path.join("cmdline")).unwrap_or_default();
+            let environ = std::fs::read(path.join("environ")).unwrap_or_default();
+            let first = cmdline.split(|b| *b == 0).next().unwrap_or_default();
+            let ours = first == binary.as_bytes()
+                && (wanted.is_empty() || environ.split(|b| *b == 0).any(|v| v == format!("HOSTNAME={wanted}").as_bytes()));
+            if ours && let Ok(rollup) = std::fs::read_to_string(path.join("smaps_rollup")) {
+                let kb = rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+                sum = kb.map(|kb| kb / 1024.0).or(sum);
+            }
+        }
+        sum
+    };
+    for (name, binary, host) in [("sidecar", "/sidecar", session.name.as_str()), ("runner", "/opt/opencode-operator/runner/runner", session.name.as_str()), ("operator", "/operator", "")] {
+        match pss(binary, host) {
+            Some(mb) => row(report, &format!("PSS of the {name}, {when}"), vec![mb], "MB"),
+            None => writeln!(report, "| PSS of the {name}, {when} | not to be seen from here | – | 0 |").expect("a String"),
+        }
+    }
+    let said = kubectl(&["-n", &ns.name, "get", "ocs", "-o", "name"], "").await;
+    assert!(said.ok, "{}", said.err);
+}
