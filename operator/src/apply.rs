@@ -198,7 +198,7 @@ impl Writer {
         match published.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
-                tracing::warn!(%error, reason = event.reason, "an Event could not be written")
+                tracing::warn!(%error, reason = event.reason, "an Event could not be written");
             }
             Err(_) => tracing::warn!(
                 reason = event.reason,

@@ -84,7 +84,7 @@ pub async fn run(
 async fn round(session: Arc<OpenCodeSession>, shared: Arc<Shared>) -> Result<Action, ApplyError> {
     let began = Instant::now();
     let object = ObjectRef::from_obj(&*session);
-    let requeue = reconcile(&shared.context, session, Timestamp::now()).await?;
+    let requeue = Box::pin(reconcile(&shared.context, session, Timestamp::now())).await?;
     shared.backoff.forget(&object);
     shared.context.metrics.round(began.elapsed());
     Ok(requeue.map_or_else(Action::await_change, Action::requeue))

@@ -239,7 +239,7 @@ impl Follower {
                     tracing::debug!(session = %self.name(), %error, "sidecar not reached");
                 }
                 Err(error) => {
-                    tracing::warn!(session = %self.name(), %error, "summary stream refused")
+                    tracing::warn!(session = %self.name(), %error, "summary stream refused");
                 }
             }
             self.disconnected();

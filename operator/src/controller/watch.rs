@@ -39,7 +39,6 @@ pub enum Trigger {
 }
 
 /// The caches, and what fills them and tells of changes; it must be polled.
-#[allow(missing_debug_implementations, reason = "streams have none")]
 pub struct Caches {
     /// Sessions that could be parsed.
     pub sessions: Store<OpenCodeSession>,

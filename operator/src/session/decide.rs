@@ -213,7 +213,7 @@ fn claims(plan: &mut Plan, observed: &Observed, validated: &Validated) -> bool {
                     }
                 }
                 WorkspaceVolume::Existing { .. } if grow => {
-                    plan.steps.push(Step::GrowJournalClaim { uid })
+                    plan.steps.push(Step::GrowJournalClaim { uid });
                 }
                 WorkspaceVolume::Existing { .. } => {}
             }

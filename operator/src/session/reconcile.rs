@@ -152,7 +152,7 @@ async fn write_status(
             .map(|t| now.duration_since(t.0));
         if let Some(left) = age
             .map(|age| PROGRESS_PAUSE - age)
-            .filter(|left| left.is_positive())
+            .filter(SignedDuration::is_positive)
             && status::only_progress(before, &after)
         {
             return Ok(Some(left.unsigned_abs()));

@@ -84,7 +84,7 @@ fn foreign_objects_are_left_alone() {
 fn a_terminating_pod_is_waited_for_and_never_replaced_early() {
     let mut observed = settled(&session(""));
     with_pod(&mut observed, |pod| {
-        pod.metadata.deletion_timestamp = Some(Time(now()))
+        pod.metadata.deletion_timestamp = Some(Time(now()));
     });
     assert_eq!(plan(&observed).steps, []);
 }
@@ -93,7 +93,7 @@ fn a_terminating_pod_is_waited_for_and_never_replaced_early() {
 fn an_ended_pod_is_replaced_but_not_at_once() {
     let mut observed = settled(&session(""));
     with_pod(&mut observed, |pod| {
-        pod.status.get_or_insert_default().phase = Some("Failed".into())
+        pod.status.get_or_insert_default().phase = Some("Failed".into());
     });
     assert_eq!(plan(&observed).steps, delete(DeleteReason::PodEnded));
     with_pod(&mut observed, |pod| {
@@ -296,23 +296,23 @@ fn a_missing_secret_is_looked_for_again_and_again_but_not_too_often() {
     assert_eq!(first.requeue.unwrap().as_secs(), 2);
     let ago = |seconds| (now() - SignedDuration::from_secs(seconds)).to_string();
     with_pod(&mut observed, |pod| {
-        annotate(pod, REFRESH_ANNOTATION, &ago(1))
+        annotate(pod, REFRESH_ANNOTATION, &ago(1));
     });
     assert_eq!(plan(&observed).steps, []);
     // After a minute every 30 s is enough.
     observed.summary.as_mut().unwrap().missing_since = Some(now() - SignedDuration::from_secs(61));
     with_pod(&mut observed, |pod| {
-        annotate(pod, REFRESH_ANNOTATION, &ago(29))
+        annotate(pod, REFRESH_ANNOTATION, &ago(29));
     });
     let late = plan(&observed);
     assert_eq!((late.steps.len(), late.requeue.unwrap().as_secs()), (0, 1));
     with_pod(&mut observed, |pod| {
-        annotate(pod, REFRESH_ANNOTATION, &ago(30))
+        annotate(pod, REFRESH_ANNOTATION, &ago(30));
     });
     assert_eq!(plan(&observed).steps.len(), 1);
     // Garbage in the annotation is no reason to stop.
     with_pod(&mut observed, |pod| {
-        annotate(pod, REFRESH_ANNOTATION, "yesterday")
+        annotate(pod, REFRESH_ANNOTATION, "yesterday");
     });
     assert_eq!(plan(&observed).steps.len(), 1);
 }
