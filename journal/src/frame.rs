@@ -214,7 +214,7 @@ mod tests {
     fn frame(seed: u32, offset: u32, kind: u8, payload: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         encode(&mut out, seed, offset, kind, |out| {
-            out.extend_from_slice(payload)
+            out.extend_from_slice(payload);
         });
         out
     }

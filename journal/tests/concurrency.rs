@@ -1,4 +1,5 @@
 //! Several writers and readers of several logs on a real disk.
+#![expect(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

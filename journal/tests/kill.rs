@@ -1,4 +1,5 @@
 //! A process that appends is killed with SIGKILL at any moment, again and again.
+#![expect(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
