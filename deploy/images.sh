@@ -57,27 +57,25 @@ rust_binaries_of() {
   esac
 }
 
+# All four are built however few are asked for: cargo joins the features of what it builds together, and another set would build
+# most dependencies again.
 build_rust() {
-  local target packages='' binary
-  for target in "$@"; do
-    for binary in $(rust_binaries_of "$target"); do
-      case " $packages " in *" ${binary#opencode-} "*) ;; *) packages+=" ${binary#opencode-}" ;; esac
-    done
-  done
-  [ -n "$packages" ] || return 0
+  local target needed=''
+  for target in "$@"; do needed+=$(rust_binaries_of "$target"); done
+  [ -n "$needed" ] || return 0
   if [ -n "$BIN_DIR" ]; then return; fi
   command -v cargo >/dev/null || fail "there is no cargo on PATH." "Install Rust (https://rustup.rs), or give ready binaries: --bin-dir DIR"
   BIN_DIR=${CARGO_TARGET_DIR:-$ROOT/target}/$TRIPLE/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")
-  timed "compile$packages ($PROFILE)" "$CACHE/log/cargo.log" "see the compiler's messages in the log" cargo_static "$packages" || exit 1
+  timed "compile the images' binaries ($PROFILE)" "$CACHE/log/cargo.log" "see the compiler's messages in the log" cargo_static || exit 1
 }
 cargo_static() {
-  local package args=() triple
-  for package in $1; do args+=(-p "$package"); done
+  local triple
   # Static, for images without a libc. Set for the target only: proc macros and build scripts stay as they are. With --target,
   # cargo keeps these builds in a folder of their own and those of 'cargo test' stay valid.
   triple=$(printf '%s' "$TRIPLE" | tr 'a-z-' 'A-Z_')
   cd "$ROOT" && env "CARGO_TARGET_${triple}_RUSTFLAGS=-C target-feature=+crt-static" \
-    cargo build --locked --profile "$PROFILE" --target "$TRIPLE" --bins "${args[@]}"
+    cargo build --locked --profile "$PROFILE" --target "$TRIPLE" --bins \
+    -p operator -p sidecar -p runner -p scripted-model
 }
 
 # The OpenCode binary, by the hash that the repository vouches for. Prints its path.
