@@ -4,13 +4,17 @@
 pub mod kubectl;
 pub mod model;
 pub mod namespace;
+pub mod node;
+pub mod opencode;
 pub mod session;
 pub mod stream;
+pub mod witness;
 
 pub use model::Model;
 pub use namespace::{Namespace, run};
 pub use session::Session;
 pub use stream::{Recorder, SeenEvent};
+pub use witness::Witness;
 
 use std::{future::Future, time::Duration};
 use tokio::time::Instant;

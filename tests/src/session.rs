@@ -10,7 +10,7 @@ use crds::session::OpenCodeSession;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 /// How long a pod may take to become ready on a busy machine.
 pub const READY: Duration = Duration::from_secs(90);
@@ -129,11 +129,18 @@ impl Session {
 
     /// A client of the sidecar, once it answers.
     pub async fn client(&self) -> SidecarClient {
-        let url = self.url().await;
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
-        eventually("the sidecar's port (are pod addresses reachable from here?)", READY, || async {
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .connect_timeout(Duration::from_secs(3))
+            // Streams have a comment every 10 s: silence means that the pod is gone.
+            .read_timeout(Duration::from_secs(35))
+            .build()
+            .expect("a client");
+        let url = eventually("the sidecar's port (are pod addresses reachable from here?)", READY, || async {
+            // The address of this moment: the pod may be replaced under way.
+            let url = self.url().await;
             let answer = http.get(format!("{url}/healthz")).timeout(Duration::from_secs(2)).send().await;
-            answer.map(drop).map_err(|error| error.to_string())
+            answer.map(|_| url).map_err(|error| error.to_string())
         })
         .await;
         SidecarClient::new(http, url, self.token.clone().into())
@@ -156,6 +163,29 @@ impl Session {
     pub async fn turn(&self, id: &SessionId, prompt: &str) {
         let body = CreateTurn { prompt: prompt.to_owned(), api_key: None };
         self.client().await.create_turn(id, &body).await.expect("the turn is taken");
+    }
+
+    /// UID of the pod and how often each of its containers was started again, by name.
+    pub async fn restarts(&self) -> (String, BTreeMap<String, i32>) {
+        let pod = self.pod().await;
+        let status = pod.status.unwrap_or_default();
+        let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        let counts = all.map(|c| (c.name.clone(), c.restart_count)).collect();
+        (pod.metadata.uid.expect("pods have a UID"), counts)
+    }
+
+    /// UID of the pod.
+    pub async fn pod_uid(&self) -> String {
+        self.restarts().await.0
+    }
+
+    /// Waits until an object of this kind and name is gone from the namespace.
+    pub async fn gone(&self, kind: &str, name: &str, within: Duration) {
+        eventually(&format!("{kind} {name} to be gone"), within, || async {
+            let said = self.ns.kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"], "").await;
+            if said.is_empty() { Ok(()) } else { Err(said) }
+        })
+        .await;
     }
 
     /// The id of the session of `spec.prompt`.

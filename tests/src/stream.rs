@@ -3,8 +3,8 @@
 use crate::Session;
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId,
-    client::{SseEvent, SseStream},
-    event::OutputSource,
+    client::{ClientError, SseEvent, SseStream},
+    event::{OutputSource, StatusKind, TurnError},
 };
 use futures::StreamExt;
 use std::{collections::BTreeMap, time::Duration};
@@ -16,6 +16,8 @@ pub struct SeenEvent {
     pub n: u64,
     /// The event.
     pub event: Event,
+    /// Its bytes as sent.
+    pub raw: String,
 }
 
 /// Everything that a reader got, in order and without holes.
@@ -56,7 +58,7 @@ impl Recorder {
         self.epoch = Some(cursor.epoch);
         let event: Event = serde_json::from_str(&sse.data).expect("an event is JSON of the contract");
         assert_eq!(event.body.name(), sse.event);
-        self.events.push(SeenEvent { n: cursor.n, event });
+        self.events.push(SeenEvent { n: cursor.n, event, raw: sse.data.clone() });
     }
 
     /// Whether the last event ends a turn.
@@ -67,16 +69,40 @@ impl Recorder {
 
     /// Opens the stream from where this reader is; `None` when there is nothing more to come.
     pub async fn open(&mut self, session: &Session, id: &SessionId) -> Option<SseStream> {
+        self.connect(session, id, false).await
+    }
+
+    /// The same; with `follow` it stays open at the end of the turn.
+    pub async fn connect(&mut self, session: &Session, id: &SessionId, follow: bool) -> Option<SseStream> {
         self.connections += 1;
-        let client = session.client().await;
         loop {
-            match client.stream(id, self.cursor(), false).await {
+            // Asked for anew each time: another pod has another address.
+            let client = session.client().await;
+            match client.stream(id, self.cursor(), follow).await {
                 Ok(stream) => return stream,
-                Err(contract::client::ClientError::Api { status: 404, .. }) if self.events.is_empty() => {}
-                Err(contract::client::ClientError::Transport(_)) => {}
-                Err(error) => panic!("the stream is refused: {error}"),
+                // Not recorded yet.
+                Err(ClientError::Api { status: 404, .. }) if self.events.is_empty() => {}
+                // On its way down or up.
+                Err(ClientError::Api { status: 503, .. } | ClientError::Transport(_)) => {}
+                Err(error) => panic!("the stream is refused: {error}; so far: {self:#?}"),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Reads until `seen` is true of what was read, resuming after every cut.
+    pub async fn read_until(&mut self, session: &Session, id: &SessionId, mut seen: impl FnMut(&Self) -> bool) {
+        loop {
+            let Some(mut stream) = self.open(session, id).await else {
+                panic!("204 before what was waited for: {self:#?}");
+            };
+            while let Some(Ok(event)) = stream.next().await {
+                self.take(&event);
+                if seen(self) {
+                    return;
+                }
+            }
+            assert!(!self.ended(), "the turn ended before what was waited for: {self:#?}");
         }
     }
 
@@ -125,6 +151,29 @@ impl Recorder {
     #[must_use]
     pub fn ends(&self) -> Vec<&Event> {
         self.events.iter().map(|seen| &seen.event).filter(|event| event.body.ends_turn()).collect()
+    }
+
+    /// Whether the last event is this status.
+    #[must_use]
+    pub fn says(&self, kind: StatusKind) -> bool {
+        matches!(self.events.last().map(|seen| &seen.event.body), Some(EventBody::Status(s)) if s.status == kind)
+    }
+
+    /// Why the last turn failed; panics when it did not fail.
+    pub fn failed(&self) -> TurnError {
+        match self.events.last().map(|seen| &seen.event.body) {
+            Some(EventBody::Error(error)) if error.fatal => error.code,
+            other => panic!("the turn has not failed but ended with {other:?}; events: {:#?}", self.events),
+        }
+    }
+
+    /// Insists that what an earlier reader got is the beginning of this, byte for byte.
+    pub fn continues(&self, earlier: &Self) {
+        assert_eq!(self.epoch, earlier.epoch, "another history");
+        for (now, before) in self.events.iter().zip(&earlier.events) {
+            assert_eq!((now.n, &now.raw), (before.n, &before.raw), "a stored event changed");
+        }
+        assert!(self.events.len() >= earlier.events.len(), "{} events, before {}", self.events.len(), earlier.events.len());
     }
 
     /// The final message; panics when the last turn is not complete.

@@ -1,0 +1,92 @@
+//! The node as root sees it: the processes of a pod, the files of a volume. Tests that use it must run on the node:
+//! the built-in cluster has one, this machine. (`kubectl debug` is no way out: it needs a privileged pod.)
+
+use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
+use kube::Api;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::Namespace;
+
+/// Process of the pod with this UID whose program has this file name. Panics where there is none, or where this is not the node.
+#[must_use]
+pub fn process(pod_uid: &str, program: &str) -> u32 {
+    let found = find(pod_uid, program);
+    assert!(
+        !found.is_empty(),
+        "no process {program} of pod {pod_uid}: it does not run, or this is not the node, or not root \
+         (these tests need the built-in cluster)"
+    );
+    found[0]
+}
+
+/// The same; empty where there is none. The oldest comes first.
+#[must_use]
+pub fn find(pod_uid: &str, program: &str) -> Vec<u32> {
+    // cgroup drivers write the UID with dashes or with underscores.
+    let names = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
+    let mut found: Vec<u32> = fs::read_dir("/proc")
+        .expect("/proc")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|pid: &u32| {
+            let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            names.iter().any(|name| group.contains(name.as_str())) && exe.file_name().is_some_and(|file| file == program)
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// kill -9, now.
+pub fn kill(pid: u32) {
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
+    assert!(status.success(), "process {pid} could not be killed");
+}
+
+/// A variable of a process's environment.
+#[must_use]
+pub fn variable(pid: u32, name: &str) -> Option<String> {
+    let all = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let text = String::from_utf8_lossy(&all).into_owned();
+    text.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+}
+
+/// Name of a claim's volume and its folder on this node.
+pub async fn volume(ns: &Namespace, claim: &str) -> (String, PathBuf) {
+    let claim = ns.api::<PersistentVolumeClaim>().get(claim).await.expect("the claim is there");
+    let name = claim.spec.and_then(|spec| spec.volume_name).expect("the claim is bound");
+    let volume = Api::<PersistentVolume>::all(ns.client.clone()).get(&name).await.expect("the volume is there");
+    let spec = volume.spec.expect("a spec");
+    let path = spec
+        .local
+        .map(|local| local.path)
+        .or_else(|| spec.host_path.map(|host| host.path))
+        .expect("a volume of the node's own disk: these tests need the built-in cluster");
+    (name, path.into())
+}
+
+/// Files below a folder that hold one of these texts; also counts the files that were read.
+#[must_use]
+pub fn files_with(folder: &Path, needles: &[String]) -> (Vec<PathBuf>, usize) {
+    let (mut found, mut read, mut todo) = (Vec::new(), 0, vec![folder.to_owned()]);
+    while let Some(next) = todo.pop() {
+        let Ok(kind) = fs::symlink_metadata(&next).map(|meta| meta.file_type()) else { continue };
+        if kind.is_dir() {
+            let entries = fs::read_dir(&next).into_iter().flatten();
+            todo.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+        } else if kind.is_file() {
+            // Gone in the meantime: the agent works on it.
+            let Ok(bytes) = fs::read(&next) else { continue };
+            read += 1;
+            let holds = |needle: &String| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+            if needles.iter().any(holds) {
+                found.push(next);
+            }
+        }
+    }
+    (found, read)
+}
