@@ -437,9 +437,9 @@ installs_an_older_chart() {
 crd_has_column() { kubectl get crd "$CRD" -o jsonpath='{.spec.versions[*].additionalPrinterColumns[*].name}' | grep -w "$1"; }
 
 operator_works_with_these_permissions() {
-  # It writes a status only after it has read, and its log would name what it may not do.
+  # It writes a status only after it has read, and its log names what RBAC does not let it do.
   until_true 30 session_is_observed
-  if k logs deployment/"$RELEASE" | grep -i 'forbidden'; then die "the operator lacks a permission"; fi
+  if k logs deployment/"$RELEASE" | grep 'forbidden: User'; then die "the operator lacks a permission"; fi
 }
 session_is_observed() { [ -n "$(kubectl --namespace "$USERS" get opencodesession kept -o jsonpath='{.status.observedGeneration}')" ]; }
 
