@@ -367,3 +367,126 @@ fn hash<T: Hash>(value: &T) -> u64 {
     value.hash(&mut hasher);
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn guard(value: Value) -> DeserializeGuard<OpenCodeSession> {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn session(spec: &Value) -> Value {
+        json!({
+            "apiVersion": "opencode-operator.dev/v1alpha1", "kind": "OpenCodeSession",
+            "metadata": {"name": "wombat", "namespace": "hole", "uid": "u", "generation": 1,
+                "managedFields": [{"manager": "x"}]},
+            "spec": spec,
+        })
+    }
+
+    fn good() -> Value {
+        session(&json!({
+            "providers": [{"name": "a", "kind": "openai", "apiKeySecretRef": {"name": "s", "key": "k"}}],
+            "model": {"provider": "a", "name": "m"},
+        }))
+    }
+
+    #[test]
+    fn an_object_that_cannot_be_parsed_is_counted_and_stops_nothing() {
+        let metrics = Metrics::default();
+        let mut known = HashMap::new();
+        let bad = session(&json!({"providers": "none"}));
+        for event in [
+            Event::Apply(guard(bad.clone())),
+            Event::InitApply(guard(bad.clone())),
+            Event::Delete(guard(bad)),
+        ] {
+            assert!(parsed(event, &mut known, &metrics).is_none());
+        }
+        assert!(
+            metrics.text().contains("unparsable_objects_total 3"),
+            "{}",
+            metrics.text()
+        );
+        assert_eq!(known.len(), 1, "logged once");
+        let Some(Event::Apply(read)) = parsed(Event::Apply(guard(good())), &mut known, &metrics)
+        else {
+            panic!("a good object passes");
+        };
+        assert!(read.metadata.managed_fields.is_none());
+        assert!(known.is_empty(), "it was mended");
+    }
+
+    fn read(value: Value) -> OpenCodeSession {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn our_own_status_is_no_news_and_finalizers_deletion_and_annotations_are() {
+        let mut seen = Seen::default();
+        let mut news = |value: &Value| {
+            !session_triggers(&mut seen, Event::Apply(read(value.clone()))).is_empty()
+        };
+        let mut object = good();
+        assert!(news(&object));
+        object["status"] = json!({"phase": "Ready"});
+        assert!(!news(&object));
+        for (field, value) in [
+            ("generation", json!(2)),
+            ("finalizers", json!(["x/y"])),
+            ("annotations", json!({"a": "b"})),
+            ("deletionTimestamp", json!("2031-01-01T00:00:00Z")),
+        ] {
+            object["metadata"][field] = value;
+            assert!(news(&object), "{field}");
+            assert!(!news(&object), "{field} again");
+        }
+    }
+
+    #[test]
+    fn what_vanished_between_two_lists_is_noticed() {
+        let mut seen = Seen::default();
+        session_triggers(&mut seen, Event::Apply(read(good())));
+        session_triggers(&mut seen, Event::Init);
+        let mut other = good();
+        other["metadata"]["uid"] = json!("v");
+        other["metadata"]["name"] = json!("koala");
+        assert_eq!(
+            session_triggers(&mut seen, Event::InitApply(read(other))).len(),
+            1
+        );
+        let gone = session_triggers(&mut seen, Event::InitDone);
+        assert!(
+            matches!(&gone[..], [Trigger::Gone { uid, .. }] if uid == "u"),
+            "{gone:?}"
+        );
+    }
+
+    #[test]
+    fn of_a_starting_pod_only_what_matters_is_news() {
+        let pod = |status: Value| -> Pod {
+            serde_json::from_value(
+                json!({"metadata": {"name": "wombat", "namespace": "hole", "uid": "p",
+                "labels": {INSTANCE: "wombat"}}, "status": status}),
+            )
+            .unwrap()
+        };
+        let mut seen = Seen::default();
+        let mut news =
+            |status| !child_triggers(&mut seen, Event::Apply(pod(status)), pod_view).is_empty();
+        assert!(news(json!({"phase": "Pending"})));
+        assert!(!news(
+            json!({"phase": "Pending", "conditions": [{"type": "PodScheduled", "status": "True"}]})
+        ));
+        assert!(!news(
+            json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "False"}]})
+        ));
+        assert!(news(json!({"phase": "Running", "podIP": "10.0.0.1"})));
+        assert!(news(
+            json!({"phase": "Running", "podIP": "10.0.0.1", "conditions": [{"type": "Ready", "status": "True"}]})
+        ));
+        assert!(news(json!({"phase": "Failed", "podIP": "10.0.0.1"})));
+    }
+}

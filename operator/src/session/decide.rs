@@ -309,7 +309,6 @@ fn running_pod(
             uid,
             replace_if_refused: idle,
         });
-        plan.update_waits |= !idle;
     }
 }
 

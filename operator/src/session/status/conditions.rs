@@ -90,6 +90,7 @@ pub(super) fn is_trouble(reason: &str) -> bool {
             | "AllPresent"
             | "Answering"
             | "Enforced"
+            | "NotEnforced"
             | "Creating"
             | "ClaimPending"
             | "Starting"
@@ -139,9 +140,14 @@ pub(super) fn drafts(input: &Input<'_>) -> Vec<Draft> {
     let pod = pod(input, validated);
     let (agent, unsupported) = agent(input);
     let isolated = isolated(input);
+    // In place it was refused, and a new pod would cut a turn.
+    let resize_refused = matches!(
+        tried(input, |s| matches!(s, Step::Resize { .. })),
+        Some(Applied::Refused(_))
+    );
     let ready = ready(
         validated.suspend,
-        plan.update_waits,
+        plan.update_waits || resize_refused,
         &[&workspace, &pod, &secrets, &agent],
     );
     let mut drafts = vec![ready, secrets, workspace, pod, agent, isolated];
@@ -222,7 +228,7 @@ fn workspace(input: &Input<'_>, validated: &Validated) -> Draft {
                     Verdict::True,
                     REASON_EXPANSION_REFUSED,
                     format!(
-                        "The volume of {name} keeps its size: {why}. Use a StorageClass that allows expansion, or set the size back."
+                        "The volume of {name} keeps its size: {why}. Let its StorageClass allow expansion; the next change of the spec tries again."
                     ),
                 );
             }
@@ -527,7 +533,16 @@ fn stuck(container: &ContainerStatus) -> Option<(&'static str, String)> {
         .and_then(|s| s.terminated.as_ref())
         .map(|t| format!(" Last exit code {}.", t.exit_code))
         .unwrap_or_default();
-    Some((known, format!("{reason}, image {image}: {detail}.{ended}")))
+    // The kubelet's text of a crash loop names the growing pause: it would be a new status each time.
+    let text = if known == "CrashLoop" {
+        let name = &container.name;
+        format!(
+            "it ends again and again, image {image}.{ended} See: kubectl logs -c {name} --previous"
+        )
+    } else {
+        format!("{reason}, image {image}: {detail}.{ended}")
+    };
+    Some((known, text))
 }
 
 fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
