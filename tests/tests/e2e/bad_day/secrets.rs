@@ -32,6 +32,8 @@ fn a_missing_secret_is_named_and_when_it_comes_the_turn_goes_on_by_itself() {
         let events = ns.kubectl(&["get", "events", "-o", "json"], "").await;
         assert!(events.contains("SecretMissing"), "an Event tells too: {events}");
         assert!(model.requests().await.is_empty(), "nothing is asked without a key");
+        // So that the time below is the key's alone, not that of OpenCode's start.
+        session.wait_condition("AgentReady", "True", READY).await;
         let before = session.restarts().await;
 
         // A Secret of that name without that key is not it.
