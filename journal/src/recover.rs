@@ -345,11 +345,12 @@ impl Recovery<'_> {
     /// still be in memory only. The last batch is written once more before it is synced: after a
     /// failed sync the kernel takes it for written, and a sync alone would do nothing.
     fn settle(&self, c: &Candidate, walk: &Walk) -> Result<(), OpenError> {
-        // A mark says that all before it was synced.
+        rewrite(&*c.file, walk.batch, walk.whole).map_err(at(&c.path))?;
+        // A mark says that all before it was synced. It need not be durable itself, but the sync
+        // at the end of the segment has to find it to be written.
         if walk.marked && !walk.torn {
             return Ok(());
         }
-        rewrite(&*c.file, walk.batch, walk.whole).map_err(at(&c.path))?;
         if walk.torn {
             c.file.truncate(walk.whole).map_err(at(&c.path))?;
         }
