@@ -1,74 +1,84 @@
-//! A key that no search of the agent's side may find, while model calls with it succeed.
+//! A key that no search of the agent's side may find, while model calls with it succeed; and the same search where it can be found.
 
-use contract::EventBody;
+mod hiding;
+mod search;
+
+use contract::{EventBody, SessionId, event::TurnError};
+use search::{Needles, Report};
 use serde_json::json;
-use tests::{Model, Session, run};
+use tests::{Model, Namespace, Recorder, Session, kubectl::kubectl, node, run, session::KEY};
 
-/// Everything that a tool of the agent can read: environment, every process, every file.
-const SEARCH: &str = r#"
-{ env; cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline /proc/[0-9]*/maps 2>/dev/null | tr '\0' '\n'; } | grep -c "$1"
-grep -rlF "$1" / --exclude-dir=proc --exclude-dir=sys 2>/dev/null | head
-find /proc/[0-9]*/fd -type l 2>/dev/null | while read -r f; do [ -f "$f" ] && grep -qF "$1" "$f" 2>/dev/null && echo "$f"; done
-for p in /proc/[0-9]*; do
-  while read -r range perms rest; do
-    case $perms in r*) ;; *) continue ;; esac
-    case $rest in *"[vvar"*|*"[vsyscall"*) continue ;; esac
-    from=$((0x${range%-*} / 4096)); count=$(((0x${range#*-} - 0x${range%-*}) / 4096))
-    [ "$count" -le 65536 ] || continue
-    dd if="$p/mem" bs=4096 skip="$from" count="$count" 2>/dev/null | grep -qF "$1" && echo "$p memory $range"
-  done < "$p/maps"
-done 2>/dev/null | grep -v "^/proc/$$ " | head
-true
-"#;
+/// Nothing that anybody may read of the session holds it.
+async fn nowhere_else(ns: &Namespace, session: &Session, needles: &Needles, histories: &[&Recorder]) {
+    for args in [
+        vec!["logs", "ruff", "--all-containers", "--prefix"],
+        vec!["get", "ocs,pods,pvc,events,configmaps", "-o", "yaml"],
+        vec!["describe", "ocs,pods,pvc"],
+    ] {
+        let out = ns.kubectl(&args, "").await;
+        assert!(!needles.in_text(&out), "the key is in what `kubectl {}` says", args.join(" "));
+    }
+    let args = ["-n", "opencode-operator-system", "logs", "-l", "app.kubernetes.io/name=opencode-operator", "--tail=-1"];
+    assert!(!needles.in_text(&kubectl(&args, "").await.out), "the key is in the operator's log");
+    for history in histories {
+        for seen in &history.events {
+            assert!(!needles.in_text(&seen.raw), "the key is in event {}", seen.n);
+        }
+    }
+    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let url = session.url().await;
+    for path in ["/sessions", "/sessions/ruff/status", "/sessions/ruff/events?limit=1000", "/sessions/ruff/diff", "/metrics", "/ready"] {
+        let answer = http.get(format!("{url}{path}")).bearer_auth(&session.token).send().await.expect("answered");
+        let text = answer.text().await.expect("a text");
+        assert!(!needles.in_text(&text), "the key is in {path}");
+    }
+    // The volume as root sees it: workspace, HOME with OpenCode's database, and the journal.
+    let (_, folder) = node::volume(ns, "ruff-workspace").await;
+    let (found, read) = node::files_with(&folder, &needles.forms());
+    assert!(found.is_empty(), "the key is in {found:?}");
+    assert!(read > 10, "only {read} files in {}", folder.display());
+    assert!(folder.join("journal/sessions").is_dir());
+    eprintln!("FIGURE {read} files of the volume were searched as root");
+}
 
 #[test]
 fn no_search_from_the_agents_side_finds_the_key() {
     run("canary", |ns| async move {
-        // Split in the source, so that the search's own text is not the thing it finds.
-        let canary = format!("sk-canary-{}", uuid::Uuid::new_v4().simple());
-        let model = Model::start(&ns, "model", &canary).await;
-        ns.secret("model-key", "key", &canary).await;
-        let session = Session::apply_with(
-            &ns,
-            "ruff",
-            Some("SCENARIO:demo"),
-            json!([model.provider("compatible", "model-key")]),
-            json!({}),
-        )
-        .await;
+        let needles = Needles::new();
+        let model = Model::start(&ns, "model", needles.key()).await;
+        // Refuses the key, and repeats it in its error as providers do.
+        let refuses = Model::start(&ns, "refuses", KEY).await;
+        ns.secret("model-key", "key", needles.key()).await;
+        let providers = json!([model.provider("compatible", "model-key"), refuses.provider("anthropic", "model-key")]);
+        let session = Session::apply_with(&ns, "ruff", Some("SCENARIO:demo"), providers, json!({})).await;
         let history = session.read(&session.prompt_id()).await;
         history.completed();
-        assert!(model.requests().await.iter().any(|r| r["key_sha256"].is_string() && r["status"] == 200), "calls with the key succeed");
+        let accepted = |r: &serde_json::Value| r["key_sha256"].is_string() && r["status"] == 200;
+        assert!(model.requests().await.iter().any(accepted), "calls with the key succeed");
 
-        // The needle goes in by standard input only, cut in two, so that neither kubectl's arguments
-        // nor the shell's own memory hold it as one piece before grep does.
-        let (head, tail) = canary.split_at(12);
-        let script = format!("set -- \"$(printf '%s%s' '{head}' '{tail}')\"\n");
-        let find_all = r#"for f in $(find / -xdev -type f -size -200k 2>/dev/null | grep -v ^/proc); do grep -lF "$1" "$f" 2>/dev/null; done; true"#;
-        let body = format!("{script}{{ env; cat /proc/1/environ /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' '\\n'; }} | grep -F \"$1\" | grep -v printf\n{find_all}\n");
-        let said = ns.try_kubectl(&["exec", "-i", "ruff", "-c", "agent", "--", "sh"], &body).await;
-        assert_eq!(said.out.trim(), "", "found in the agent's container");
-        // OpenCode's own memory and environment, read by a process of the same user.
-        let (pid, memory) = (
-            "for p in /proc/[0-9]*; do tr '\\0' ' ' < $p/cmdline 2>/dev/null | grep -q 'opencode serve' && echo ${p#/proc/}; done | head -1",
-            SEARCH,
-        );
-        let said = session.exec("agent", &["sh", "-c", pid]).await;
-        assert!(!said.out.trim().is_empty(), "OpenCode runs: {}", said.err);
-        assert!(memory.contains("/proc"));
+        let refused = SessionId::new("refused").expect("an id");
+        let body = serde_json::from_value(json!({
+            "session_id": "refused", "prompt": "SCENARIO:hello", "model_config": {"provider": "anthropic", "model": "any-1"},
+        }))
+        .expect("a request");
+        session.client().await.create_session(&body).await.expect("taken");
+        let failure = session.read(&refused).await;
+        assert_eq!(failure.failed(), TurnError::ProviderAuth);
+        assert!(refuses.requests().await.iter().any(|r| r["status"] == 401), "the key was sent and refused");
 
-        for (what, args) in [
-            ("logs", vec!["logs", "ruff", "--all-containers"]),
-            ("object", vec!["get", "ocs", "ruff", "-o", "yaml"]),
-            ("pod", vec!["get", "pod", "ruff", "-o", "yaml"]),
-            ("events", vec!["get", "events", "-o", "yaml"]),
-        ] {
-            let out = ns.kubectl(&args, "").await;
-            assert!(!out.contains(&canary), "the key is in {what}");
+        // While a turn is under way, with the key in use, and after it.
+        let busy = session.create("busy", "SCENARIO:slow-tools 40").await;
+        let mut reader = Recorder::default();
+        let works = |r: &Recorder| r.events.iter().filter(|e| matches!(e.event.body, EventBody::ToolResult(_))).count() >= 2;
+        reader.read_until(&session, &busy, works).await;
+        for when in ["in mid-turn", "afterwards"] {
+            let report = Report::of(&ns, "ruff", "agent", &needles).await;
+            eprintln!("FIGURE {when}: {}", report.looked_at());
+            assert_eq!(report.found, [""; 0], "found {when}");
+            report.looked_well("opencode");
+            session.client().await.cancel(&busy).await.expect("cancelled");
         }
-        for seen in &history.events {
-            let json = serde_json::to_string(&seen.event).expect("JSON");
-            assert!(!json.contains(&canary), "{:?}", matches!(seen.event.body, EventBody::Output(_)));
-        }
+        let busy = session.read(&busy).await;
+        nowhere_else(&ns, &session, &needles, &[&history, &failure, &busy]).await;
     });
 }
