@@ -106,7 +106,8 @@ install() { # ARG...: as hack/install.sh does
   helm upgrade --install "$RELEASE" "${chart:-$CHART}" --namespace "$NAMESPACE" --create-namespace "${args[@]}" \
     --wait --timeout "$WAIT" "$@"
 }
-signing_key() { k get secret "$RELEASE-signing-key" -o jsonpath='{.data.key\.pem}'; }
+# Its hash: a failure is printed.
+signing_key() { k get secret "$RELEASE-signing-key" -o jsonpath='{.data.key\.pem}' | sha256sum; }
 # UIDs of the pods that run and are not about to end.
 pods() {
   k get pods --selector "app.kubernetes.io/instance=$RELEASE" --field-selector status.phase=Running \
