@@ -1,15 +1,17 @@
 //! The conditions: one function each, from what is.
 
+mod pod;
+mod workspace;
+
 use super::Input;
 use crate::{
     apply::Applied,
     session::{
-        decide::{DeleteReason, Step, condition, pod_ready},
-        observe::{Child, Foreign},
-        validate::{ProviderKey, Validated, WorkspaceVolume},
+        decide::Step,
+        observe::Foreign,
+        validate::{ProviderKey, Validated},
     },
 };
-use k8s_openapi::api::core::v1::{ContainerStatus, PersistentVolumeClaim, Pod};
 
 /// The session takes turns.
 pub const READY: &str = "Ready";
@@ -135,9 +137,9 @@ pub(super) fn drafts(input: &Input<'_>) -> Vec<Draft> {
             return drafts;
         }
     };
-    let workspace = workspace(input, validated);
+    let workspace = workspace::workspace(input, validated);
     let secrets = secrets(input, validated);
-    let pod = pod(input, validated);
+    let pod = pod::pod(input, validated);
     let (agent, unsupported) = agent(input);
     let isolated = isolated(input);
     // In place it was refused, and a new pod would cut a turn.
@@ -187,138 +189,6 @@ fn tried<'a>(input: &'a Input<'_>, is: impl Fn(&Step) -> bool) -> Option<&'a App
         .iter()
         .find(|(step, _)| is(step))
         .map(|(_, applied)| applied)
-}
-
-fn workspace(input: &Input<'_>, validated: &Validated) -> Draft {
-    let draft =
-        |verdict, reason, message: String| Draft::new(WORKSPACE_READY, verdict, reason, message);
-    let identity = &validated.identity;
-    let (child, name, role) = match &validated.workspace {
-        WorkspaceVolume::Own { .. } => (
-            &input.observed.claim,
-            identity.workspace_claim(),
-            "workspace",
-        ),
-        WorkspaceVolume::Existing { .. } => (
-            &input.observed.journal_claim,
-            identity.journal_claim(),
-            "journal",
-        ),
-    };
-    let created = tried(input, |s| {
-        matches!(s, Step::CreateClaim | Step::CreateJournalClaim)
-    });
-    let changed = tried(input, |s| {
-        matches!(s, Step::AdjustClaim { .. } | Step::GrowJournalClaim { .. })
-    });
-    match (child, created) {
-        (Child::Foreign(foreign), _) | (Child::Absent, Some(Applied::Foreign(foreign))) => draft(
-            Verdict::False,
-            FOREIGN,
-            foreign_message("PersistentVolumeClaim", &name, foreign),
-        ),
-        (_, Some(Applied::Refused(why))) => draft(
-            Verdict::False,
-            REFUSED,
-            format!("PersistentVolumeClaim {name} for the {role} was refused: {why}"),
-        ),
-        (Child::Own(claim), _) => {
-            if let Some(Applied::ExpansionRefused(why)) = changed {
-                return draft(
-                    Verdict::True,
-                    REASON_EXPANSION_REFUSED,
-                    format!(
-                        "The volume of {name} keeps its size: {why}. Let its StorageClass allow expansion; the next change of the spec tries again."
-                    ),
-                );
-            }
-            let kept = input
-                .observed
-                .session
-                .status
-                .iter()
-                .flat_map(|s| &s.conditions)
-                .find(|c| {
-                    c.type_ == WORKSPACE_READY
-                        && c.reason == REASON_EXPANSION_REFUSED
-                        && c.observed_generation == input.observed.session.metadata.generation
-                });
-            if let Some(kept) = kept {
-                return draft(
-                    Verdict::True,
-                    REASON_EXPANSION_REFUSED,
-                    kept.message.clone(),
-                );
-            }
-            own_claim(claim, &name, validated, input)
-        }
-        (Child::Absent, _) => draft(
-            Verdict::False,
-            "Creating",
-            format!("PersistentVolumeClaim {name} is being created."),
-        ),
-    }
-}
-
-fn own_claim(
-    claim: &PersistentVolumeClaim,
-    name: &str,
-    validated: &Validated,
-    input: &Input<'_>,
-) -> Draft {
-    let draft =
-        |verdict, reason, message: String| Draft::new(WORKSPACE_READY, verdict, reason, message);
-    if claim.metadata.deletion_timestamp.is_some() {
-        return draft(
-            Verdict::False,
-            "ClaimTerminating",
-            format!(
-                "PersistentVolumeClaim {name} is being deleted by somebody; its data goes with it when the pod ends."
-            ),
-        );
-    }
-    match claim.status.as_ref().and_then(|s| s.phase.as_deref()) {
-        Some("Bound") => {}
-        Some("Lost") => {
-            return draft(
-                Verdict::False,
-                "ClaimLost",
-                format!(
-                    "PersistentVolumeClaim {name} lost its volume; restore the volume, or delete the claim to begin anew."
-                ),
-            );
-        }
-        Some(_) | None => {
-            return draft(
-                Verdict::False,
-                "ClaimPending",
-                format!(
-                    "PersistentVolumeClaim {name} has no volume yet: kubectl describe pvc {name}"
-                ),
-            );
-        }
-    }
-    match &validated.workspace {
-        WorkspaceVolume::Own { .. } => draft(
-            Verdict::True,
-            "Bound",
-            format!("PersistentVolumeClaim {name} is bound."),
-        ),
-        WorkspaceVolume::Existing { claim, .. } => match input.observed.pod.own() {
-            Some(pod) if pod_ready(pod) => draft(
-                Verdict::True,
-                "InUse",
-                format!("PersistentVolumeClaim {claim} is mounted."),
-            ),
-            Some(_) | None => draft(
-                Verdict::Unknown,
-                "NotReported",
-                format!(
-                    "PersistentVolumeClaim {claim} is yours; condition PodReady says whether it can be used."
-                ),
-            ),
-        },
-    }
 }
 
 fn foreign_message(kind: &str, name: &str, foreign: &Foreign) -> String {
@@ -374,175 +244,6 @@ fn secrets(input: &Input<'_>, validated: &Validated) -> Draft {
         "SecretMissing",
         list.join("\n"),
     )
-}
-
-fn pod(input: &Input<'_>, validated: &Validated) -> Draft {
-    let draft =
-        |verdict, reason: &str, message: String| Draft::new(POD_READY, verdict, reason, message);
-    let name = validated.identity.pod();
-    let created = tried(input, |s| *s == Step::CreatePod);
-    let deleted = input.applied.iter().find_map(|(step, applied)| match step {
-        Step::DeletePod { why, .. } => Some((*why, applied)),
-        _ => None,
-    });
-    match (&input.observed.pod, created) {
-        (Child::Foreign(foreign), _) | (Child::Absent, Some(Applied::Foreign(foreign))) => draft(
-            Verdict::False,
-            FOREIGN,
-            foreign_message("Pod", &name, foreign),
-        ),
-        (Child::Absent, Some(Applied::Refused(why))) => draft(
-            Verdict::False,
-            REFUSED,
-            format!("Pod {name} was refused: {why}"),
-        ),
-        (Child::Absent, _) if validated.suspend => draft(
-            Verdict::False,
-            "Suspended",
-            "There is no pod while spec.suspend is true.".into(),
-        ),
-        (Child::Absent, Some(_)) => draft(
-            Verdict::False,
-            "Creating",
-            format!("Pod {name} is being created."),
-        ),
-        (Child::Absent, None) => draft(
-            Verdict::False,
-            "PodAbsent",
-            format!("Pod {name} does not exist."),
-        ),
-        (Child::Own(pod), _) => {
-            if let Some((why, Applied::Done)) = deleted {
-                let (reason, message) = match why {
-                    DeleteReason::Suspended => {
-                        ("Suspended", "The pod ends, because spec.suspend is true.")
-                    }
-                    DeleteReason::TemplateChanged => (
-                        "Replacing",
-                        "The pod is replaced, because a change needs a new one.",
-                    ),
-                    DeleteReason::PodEnded => {
-                        ("Replacing", "The pod ended by itself and is replaced.")
-                    }
-                    DeleteReason::ResizeInfeasible => (
-                        "Replacing",
-                        "The pod is replaced, because its resources cannot be changed where it is.",
-                    ),
-                };
-                return draft(Verdict::False, reason, message.into());
-            }
-            let resized = tried(input, |s| matches!(s, Step::Resize { .. }));
-            match resized {
-                Some(Applied::Replaced(why)) => draft(
-                    Verdict::False,
-                    "Replacing",
-                    format!(
-                        "The pod is replaced, because its resources cannot be changed in place: {why}"
-                    ),
-                ),
-                _ => own_pod(pod, validated),
-            }
-        }
-    }
-}
-
-fn own_pod(pod: &Pod, validated: &Validated) -> Draft {
-    let draft =
-        |verdict, reason: &str, message: String| Draft::new(POD_READY, verdict, reason, message);
-    let name = validated.identity.pod();
-    if pod.metadata.deletion_timestamp.is_some() {
-        return draft(
-            Verdict::False,
-            if validated.suspend {
-                "Suspended"
-            } else {
-                "Terminating"
-            },
-            format!(
-                "Pod {name} is ending. Its successor waits until it is gone; on a lost node that is when the node comes back or its object is deleted."
-            ),
-        );
-    }
-    let status = pod.status.as_ref();
-    if let Some(phase @ ("Failed" | "Succeeded")) = status.and_then(|s| s.phase.as_deref()) {
-        let why = status
-            .and_then(|s| s.message.as_deref().or(s.reason.as_deref()))
-            .unwrap_or(phase);
-        return draft(
-            Verdict::False,
-            "PodEnded",
-            format!("Pod {name} ended by itself ({why}) and is replaced."),
-        );
-    }
-    if pod_ready(pod) {
-        return draft(Verdict::True, "Ready", format!("Pod {name} is ready."));
-    }
-    if let Some(scheduled) = condition(pod, "PodScheduled").filter(|c| c.status == "False") {
-        let message = scheduled.message.as_deref().unwrap_or("no node fits");
-        return draft(
-            Verdict::False,
-            "Unschedulable",
-            format!("Pod {name} has no node: {message}"),
-        );
-    }
-    let containers = status.into_iter().flat_map(|s| {
-        s.init_container_statuses
-            .iter()
-            .flatten()
-            .chain(s.container_statuses.iter().flatten())
-    });
-    for container in containers {
-        if let Some((reason, message)) = stuck(container) {
-            return draft(
-                Verdict::False,
-                reason,
-                format!("Container {}: {message}", container.name),
-            );
-        }
-    }
-    draft(
-        Verdict::False,
-        "Starting",
-        format!("Pod {name} is starting."),
-    )
-}
-
-/// Why a container does not come up by itself, with a reason of a fixed list: the kubelet's own texts
-/// are no names for metrics.
-fn stuck(container: &ContainerStatus) -> Option<(&'static str, String)> {
-    let waiting = container.state.as_ref()?.waiting.as_ref()?;
-    let reason = waiting.reason.as_deref()?;
-    let known = match reason {
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "InvalidImageName"
-        | "ErrImageNeverPull"
-        | "ImageInspectError"
-        | "RegistryUnavailable" => "ImagePullFailed",
-        "CrashLoopBackOff" => "CrashLoop",
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-            "ContainerFailed"
-        }
-        _ => return None,
-    };
-    let image = &container.image;
-    let detail = waiting.message.as_deref().unwrap_or(reason);
-    let ended = container
-        .last_state
-        .as_ref()
-        .and_then(|s| s.terminated.as_ref())
-        .map(|t| format!(" Last exit code {}.", t.exit_code))
-        .unwrap_or_default();
-    // The kubelet's text of a crash loop names the growing pause: it would be a new status each time.
-    let text = if known == "CrashLoop" {
-        let name = &container.name;
-        format!(
-            "it ends again and again, image {image}.{ended} See: kubectl logs -c {name} --previous"
-        )
-    } else {
-        format!("{reason}, image {image}: {detail}.{ended}")
-    };
-    Some((known, text))
 }
 
 fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
