@@ -3,7 +3,7 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../deploy/local/lib/common.sh
 . "$ROOT/deploy/local/lib/common.sh"
-cd "$ROOT"
+cd "$ROOT" || exit 1
 
 # One target folder for all checkouts: dependencies are built once per machine.
 export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
@@ -12,7 +12,9 @@ export PATH=$TOOLS:$PATH
 LOGS=${OPENCODE_OPERATOR_LOGS:-$BASE/logs}
 mkdir -p "$LOGS"
 
+# shellcheck disable=SC2034 # used by who sources this
 DEMO_NAMESPACE=opencode-demo
+# shellcheck disable=SC2034
 SYSTEM_NAMESPACE=opencode-operator-system
 
 use_cluster() {

@@ -11,6 +11,7 @@ bin=$CARGO_TARGET_DIR/debug
 dir=$(mktemp -d "${TMPDIR:-/tmp}/opencode-dev.XXXXXX")
 mkdir -p "$dir"/{workspace,home,tmp,config,keys/scripted,journal,run}
 pids=()
+# shellcheck disable=SC2317 # called by the trap
 cleanup() {
   # The runner ends OpenCode and its tools; the sidecar ends its turns.
   for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done

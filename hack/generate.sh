@@ -24,7 +24,7 @@ make_file() {
   rm -f "$fresh"
 }
 
-make_file charts/opencode-operator/files/crds.yaml cargo run -q -p crds --bin crdgen
+make_file charts/opencode-operator/files/crds.yaml cargo run -q -p crds --example crdgen
 make_file docs/openapi.json cargo run -q -p sidecar -- openapi
 make_file docs/events.schema.json cargo run -q -p sidecar -- event-schema
 exit "$stale"

@@ -9,8 +9,9 @@ if (!base || !session || !token) {
 }
 const colour = process.stdout.isTTY ? (n, s) => `\x1b[${n}m${s}\x1b[0m` : (_, s) => s;
 let open = null; // part whose text is being printed
+let fresh = true; // whether the next character begins a line
 const line = (s) => {
-  if (open !== null) process.stdout.write("\n");
+  if (open !== null && !fresh) process.stdout.write("\n");
   open = null;
   console.log(s);
 };
@@ -22,11 +23,15 @@ function show(type, e) {
   switch (type) {
     case "output":
       if (open !== e.part_id) {
-        if (open !== null) process.stdout.write("\n");
-        process.stdout.write(e.source === "tool" ? "    " : who);
+        if (open !== null && !fresh) process.stdout.write("\n");
+        if (e.source !== "tool") process.stdout.write(who);
         open = e.part_id;
+        fresh = true;
       }
-      process.stdout.write(e.source === "tool" ? colour(2, e.text.replace(/\n(?!$)/g, "\n    ")) : e.text);
+      for (const piece of e.text.split(/(?<=\n)/)) {
+        process.stdout.write(e.source === "tool" ? (fresh ? "    " : "") + colour(2, piece) : piece);
+        fresh = piece.endsWith("\n");
+      }
       return;
     case "tool_call":
       return line(`${who}${colour(36, "→ " + e.tool)} ${short(JSON.stringify(e.input), 300)}`);
@@ -84,4 +89,4 @@ for (;;) {
     await new Promise((resolve) => setTimeout(resolve, 500));
   }
 }
-if (open !== null) process.stdout.write("\n");
+if (open !== null && !fresh) process.stdout.write("\n");

@@ -11,8 +11,14 @@ use tracing_subscriber::EnvFilter;
 /// with a warning. Calling it twice is harmless.
 pub fn init(service: &'static str) {
     let installed = rustls::crypto::ring::default_provider().install_default();
-    let wanted = std::env::var("LOG_LEVEL").unwrap_or_default().to_lowercase();
-    let parsed = if wanted.is_empty() { Ok(EnvFilter::new("info")) } else { EnvFilter::try_new(&wanted) };
+    let wanted = std::env::var("LOG_LEVEL")
+        .unwrap_or_default()
+        .to_lowercase();
+    let parsed = if wanted.is_empty() {
+        Ok(EnvFilter::new("info"))
+    } else {
+        EnvFilter::try_new(&wanted)
+    };
     let refused = parsed.is_err();
     let filter = parsed.unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()

@@ -73,21 +73,38 @@ impl App {
         system_prompt: Option<String>,
         request: TurnRequest,
     ) -> Result<Arc<Session>, StartError> {
-        let target = Target::resolve(&self.config.pod(), model_config.as_ref()).map_err(StartError::Model)?;
+        let target = Target::resolve(&self.config.pod(), model_config.as_ref())
+            .map_err(StartError::Model)?;
         let target = Arc::new(target);
-        let request_key = model_config.as_ref().and_then(|model| model.api_key.clone());
+        let request_key = model_config
+            .as_ref()
+            .and_then(|model| model.api_key.clone());
         let created = Created {
             session_id: id,
             at: now(),
             opencode_session: crate::agent::ids::session_id(),
             own_key: request_key.is_some(),
-            model_config: model_config.map(|model| ModelConfig { api_key: None, ..model }),
+            model_config: model_config.map(|model| ModelConfig {
+                api_key: None,
+                ..model
+            }),
             system_prompt,
         };
         let note = turn_note(1, request);
-        let new = NewTurn { note: note.clone(), target: Arc::clone(&target), limit: self.limit() };
+        let new = NewTurn {
+            note: note.clone(),
+            target: Arc::clone(&target),
+            limit: self.limit(),
+        };
         let (session, running) = self.store.create(created, request_key, new).await?;
-        self.spawn(Arc::clone(&session), note, target, running, false, Vec::new());
+        self.spawn(
+            Arc::clone(&session),
+            note,
+            target,
+            running,
+            false,
+            Vec::new(),
+        );
         Ok(session)
     }
 
@@ -100,22 +117,42 @@ impl App {
         let target = Arc::new(self.target(session).map_err(StartError::Model)?);
         let number = session.state().turn + 1;
         let note = turn_note(number, request);
-        let new = NewTurn { note: note.clone(), target: Arc::clone(&target), limit: self.limit() };
+        let new = NewTurn {
+            note: note.clone(),
+            target: Arc::clone(&target),
+            limit: self.limit(),
+        };
         let running = self.store.begin_turn(session, new).await?;
-        self.spawn(Arc::clone(session), note, target, running, false, Vec::new());
+        self.spawn(
+            Arc::clone(session),
+            note,
+            target,
+            running,
+            false,
+            Vec::new(),
+        );
         Ok(())
     }
 
     /// Takes up the turns that the last process left.
     pub(crate) fn take_up(self: &Arc<Self>, unfinished: Vec<Unfinished>) {
         for Unfinished { session, turn } in unfinished {
-            let Some(running) = session.state().running.clone() else { continue };
+            let Some(running) = session.state().running.clone() else {
+                continue;
+            };
             match self.target(&session) {
                 Ok(target) => {
                     let target = Arc::new(target);
                     session.state().target = Some(Arc::clone(&target));
                     tracing::info!(session_id = %session.id(), turn = turn.note.turn, delivered = turn.delivered, "taking a turn up again");
-                    self.spawn(session, turn.note, target, running, turn.delivered, turn.events);
+                    self.spawn(
+                        session,
+                        turn.note,
+                        target,
+                        running,
+                        turn.delivered,
+                        turn.events,
+                    );
                 }
                 Err(fields) => {
                     let app = Arc::clone(self);
@@ -126,7 +163,9 @@ impl App {
             }
         }
         for session in self.store.all() {
-            if session.state().target.is_none() && let Ok(target) = self.target(&session) {
+            if session.state().target.is_none()
+                && let Ok(target) = self.target(&session)
+            {
                 session.state().target = Some(Arc::new(target));
             }
         }
@@ -152,7 +191,9 @@ impl App {
             What::Cut => "the provider's answer broke off",
             What::Upstream { .. } | What::KeyMissing { .. } | What::KeyForgotten => return,
         };
-        let Some(named) = observation.session.as_deref() else { return };
+        let Some(named) = observation.session.as_deref() else {
+            return;
+        };
         let session = self.store.all().into_iter().find(|session| {
             session.created.opencode_session == named && session.state().running.is_some()
         });
@@ -188,7 +229,8 @@ impl App {
             events,
         };
         self.changed();
-        self.turns.spawn(Box::pin(turn::run(Arc::clone(self), turn)));
+        self.turns
+            .spawn(Box::pin(turn::run(Arc::clone(self), turn)));
     }
 
     /// Starts the session of the pod's own prompt, at most once ever: when the configuration has one,
@@ -201,7 +243,9 @@ impl App {
                 match SessionId::new(pod.name.clone()) {
                     Ok(id) if self.store.get(&id).is_none() => self.begin_prompt(id, prompt).await,
                     Ok(_) => {}
-                    Err(error) => tracing::error!(name = pod.name, %error, "the object's name is no session id"),
+                    Err(error) => {
+                        tracing::error!(name = pod.name, %error, "the object's name is no session id")
+                    }
                 }
             }
             let news = self.shutdown.run_until_cancelled(config.changed()).await;
@@ -212,11 +256,17 @@ impl App {
     }
 
     async fn begin_prompt(self: &Arc<Self>, id: SessionId, prompt: String) {
-        let request = TurnRequest { prompt, author: "spec.prompt".into(), idempotency: None };
+        let request = TurnRequest {
+            prompt,
+            author: "spec.prompt".into(),
+            idempotency: None,
+        };
         match self.create_session(id.clone(), None, None, request).await {
             Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
             Err(StartError::Begin(BeginError::Exists)) => {}
-            Err(error) => tracing::error!(session_id = %id, ?error, "the pod's prompt was not started"),
+            Err(error) => {
+                tracing::error!(session_id = %id, ?error, "the pod's prompt was not started")
+            }
         }
     }
 }

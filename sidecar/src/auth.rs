@@ -30,14 +30,23 @@ pub(crate) enum Refused {
 
 impl Caller {
     fn may(&self, scope: Scope) -> bool {
-        self.scopes.as_ref().is_none_or(|scopes| scopes.contains(&scope))
+        self.scopes
+            .as_ref()
+            .is_none_or(|scopes| scopes.contains(&scope))
     }
 }
 
 /// Checks a call to a path that is not open.
-pub(crate) fn check(app: &App, method: &Method, path: &str, headers: &HeaderMap) -> Result<Caller, Refused> {
+pub(crate) fn check(
+    app: &App,
+    method: &Method,
+    path: &str,
+    headers: &HeaderMap,
+) -> Result<Caller, Refused> {
     let mut values = headers.get_all(AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else { return Err(Refused::Unauthorized) };
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Refused::Unauthorized);
+    };
     let token = value
         .to_str()
         .ok()
@@ -46,7 +55,11 @@ pub(crate) fn check(app: &App, method: &Method, path: &str, headers: &HeaderMap)
         .map(|(_, token)| token.trim())
         .ok_or(Refused::Unauthorized)?;
     let caller = identify(app, token).ok_or(Refused::Unauthorized)?;
-    if caller.may(needed(method, path)) { Ok(caller) } else { Err(Refused::Forbidden) }
+    if caller.may(needed(method, path)) {
+        Ok(caller)
+    } else {
+        Err(Refused::Forbidden)
+    }
 }
 
 fn needed(method: &Method, path: &str) -> Scope {
@@ -58,16 +71,27 @@ fn needed(method: &Method, path: &str) -> Scope {
 }
 
 fn identify(app: &App, token: &str) -> Option<Caller> {
-    let secrets = [app.settings.shared_secret.clone(), secret_file(&app.settings.shared_secret_file)];
+    let secrets = [
+        app.settings.shared_secret.clone(),
+        secret_file(&app.settings.shared_secret_file),
+    ];
     for secret in secrets.into_iter().flatten() {
         if same(secret.expose_secret(), token) {
-            return Some(Caller { subject: "shared-secret".into(), scopes: None });
+            return Some(Caller {
+                subject: "shared-secret".into(),
+                scopes: None,
+            });
         }
     }
-    match app.config.keys().verify(token, &app.config.pod().uid, now().as_second()) {
-        Ok(claims) => {
-            Some(Caller { subject: format!("{}:{}", claims.iss, claims.sub), scopes: Some(claims.scopes) })
-        }
+    match app
+        .config
+        .keys()
+        .verify(token, &app.config.pod().uid, now().as_second())
+    {
+        Ok(claims) => Some(Caller {
+            subject: format!("{}:{}", claims.iss, claims.sub),
+            scopes: Some(claims.scopes),
+        }),
         Err(error) => {
             tracing::debug!(%error, "token refused");
             None
@@ -101,7 +125,10 @@ mod tests {
 
     #[test]
     fn writing_and_the_summary_need_their_scopes() {
-        let reader = Caller { subject: "x".into(), scopes: Some(vec![Scope::SessionsRead]) };
+        let reader = Caller {
+            subject: "x".into(),
+            scopes: Some(vec![Scope::SessionsRead]),
+        };
         assert!(reader.may(needed(&Method::GET, "/sessions")));
         assert!(!reader.may(needed(&Method::POST, "/sessions")));
         assert!(!reader.may(needed(&Method::DELETE, "/sessions/a")));

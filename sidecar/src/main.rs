@@ -13,7 +13,10 @@ fn main() -> ExitCode {
     }
     let settings = Settings::parse();
     bootstrap::init("opencode-sidecar");
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(run(settings)),
         Err(error) => Err(error.into()),

@@ -25,14 +25,27 @@ impl Metrics {
         let mut registry = Registry::with_prefix("opencode_sidecar");
         let turns = Family::<End, Counter>::default();
         let streams = Gauge::default();
-        registry.register("turns", "Turns that ended, by their last event", turns.clone());
+        registry.register(
+            "turns",
+            "Turns that ended, by their last event",
+            turns.clone(),
+        );
         registry.register("streams", "Event streams open now", streams.clone());
-        Self { registry: Mutex::new(registry), turns, streams }
+        Self {
+            registry: Mutex::new(registry),
+            turns,
+            streams,
+        }
     }
 
     /// For parts that keep counters of their own.
     pub(crate) fn register(&self, with: impl FnOnce(&mut Registry)) {
-        with(&mut self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        with(
+            &mut self
+                .registry
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
     }
 
     pub(crate) fn turn_ended(&self, end: &'static str) {
@@ -48,7 +61,10 @@ impl Metrics {
     /// The text format.
     pub(crate) fn text(&self) -> Result<String, std::fmt::Error> {
         let mut text = String::new();
-        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let registry = self
+            .registry
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         prometheus_client::encoding::text::encode(&mut text, &registry)?;
         Ok(text)
     }

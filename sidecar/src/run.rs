@@ -114,8 +114,10 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     make_dir(&journal_dir)?;
     let private = settings.journal_dir.join("private");
     make_dir(&private)?;
-    let password = secret::load_or_make(&private)
-        .map_err(|source| RunError::Folder { path: private.clone(), source })?;
+    let password = secret::load_or_make(&private).map_err(|source| RunError::Folder {
+        path: private.clone(),
+        source,
+    })?;
     let limits = Limits {
         max_concurrent_sessions: settings.max_concurrent_sessions,
         turn_timeout_seconds: settings.session_timeout,
@@ -163,15 +165,24 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         }
     });
     let proxy_task = tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone()));
-    let api_task =
-        tokio::spawn(serve::serve(api_listener, api::router(Arc::clone(&app)), shutdown.clone()));
+    let api_task = tokio::spawn(serve::serve(
+        api_listener,
+        api::router(Arc::clone(&app)),
+        shutdown.clone(),
+    ));
     tracing::info!(api = %app.settings.api_addr(), "ready for requests");
 
     let result = wait(&shutdown, agent_task, proxy_task).await;
     shutdown.cancel();
     app.turns.close();
-    if tokio::time::timeout(TURNS_END, app.turns.wait()).await.is_err() {
-        tracing::warn!(turns = app.turns.len(), "turns were still under way at the end");
+    if tokio::time::timeout(TURNS_END, app.turns.wait())
+        .await
+        .is_err()
+    {
+        tracing::warn!(
+            turns = app.turns.len(),
+            "turns were still under way at the end"
+        );
     }
     for (name, task) in [("the API", api_task), ("the pod's prompt", prompt)] {
         if task.await.is_err() {
@@ -197,7 +208,9 @@ async fn wait(
 }
 
 async fn bind(host: std::net::IpAddr, port: u16) -> Result<TcpListener, RunError> {
-    TcpListener::bind((host, port)).await.map_err(|source| RunError::Port { port, source })
+    TcpListener::bind((host, port))
+        .await
+        .map_err(|source| RunError::Port { port, source })
 }
 
 fn make_dir(path: &Path) -> Result<(), RunError> {
@@ -205,7 +218,10 @@ fn make_dir(path: &Path) -> Result<(), RunError> {
         .recursive(true)
         .mode(0o700)
         .create(path)
-        .map_err(|source| RunError::Folder { path: path.to_owned(), source })
+        .map_err(|source| RunError::Folder {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// How OpenCode is to be started, renewed with the configuration. The supervisor restarts a running

@@ -12,7 +12,9 @@ const BYTES: usize = 24;
 pub(crate) fn load_or_make(dir: &Path) -> io::Result<String> {
     let path = dir.join(NAME);
     match fs::read_to_string(&path) {
-        Ok(text) if text.len() == 2 * BYTES && text.bytes().all(|b| b.is_ascii_hexdigit()) => return Ok(text),
+        Ok(text) if text.len() == 2 * BYTES && text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            return Ok(text);
+        }
         Ok(_) => tracing::warn!(path = %path.display(), "not a password: making a new one"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
@@ -21,8 +23,12 @@ pub(crate) fn load_or_make(dir: &Path) -> io::Result<String> {
     getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
     let text: String = random.iter().map(|b| format!("{b:02x}")).collect();
     let temporary = dir.join(format!("{NAME}.new"));
-    let mut file =
-        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&temporary)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
     fs::rename(&temporary, &path)?;

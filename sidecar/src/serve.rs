@@ -24,7 +24,10 @@ const END_TIME: Duration = Duration::from_secs(5);
 pub(crate) async fn serve(listener: TcpListener, router: Router, shutdown: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let connections = TaskTracker::new();
-    while let Some(Ok(place)) = shutdown.run_until_cancelled(Arc::clone(&places).acquire_owned()).await {
+    while let Some(Ok(place)) = shutdown
+        .run_until_cancelled(Arc::clone(&places).acquire_owned())
+        .await
+    {
         let stream = match shutdown.run_until_cancelled(listener.accept()).await {
             Some(Ok((stream, _))) => stream,
             Some(Err(error)) => {
@@ -62,7 +65,13 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
         });
     }
     connections.close();
-    if tokio::time::timeout(END_TIME, connections.wait()).await.is_err() {
-        tracing::info!(open = connections.len(), "connections were still open at the end");
+    if tokio::time::timeout(END_TIME, connections.wait())
+        .await
+        .is_err()
+    {
+        tracing::info!(
+            open = connections.len(),
+            "connections were still open at the end"
+        );
     }
 }

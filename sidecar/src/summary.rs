@@ -115,7 +115,9 @@ fn prompt_session(app: &App, name: &str) -> Option<PromptSession> {
     let state = session.state();
     let first = &state.first_turn;
     let complete = first.complete.as_ref();
-    let mut files_modified = complete.map(|c| c.files_modified.clone()).unwrap_or_default();
+    let mut files_modified = complete
+        .map(|c| c.files_modified.clone())
+        .unwrap_or_default();
     files_modified.truncate(FILES_MODIFIED_MAX);
     Some(PromptSession {
         session_id: id,
@@ -129,10 +131,10 @@ fn prompt_session(app: &App, name: &str) -> Option<PromptSession> {
         finished_at: first.finished_at,
         final_message: complete.map(|c| cut(&c.final_message, FINAL_MESSAGE_MAX)),
         files_modified,
-        error: first
-            .error
-            .as_ref()
-            .map(|error| PromptError { code: error.code, message: cut(&error.error, 1024) }),
+        error: first.error.as_ref().map(|error| PromptError {
+            code: error.code,
+            message: cut(&error.error, 1024),
+        }),
     })
 }
 

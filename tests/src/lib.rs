@@ -33,7 +33,10 @@ where
             Ok(Err(seen)) => seen,
             Err(_) => "one look took too long".to_owned(),
         };
-        assert!(Instant::now() < deadline, "after {within:?} still waiting for {what}; last seen: {seen}");
+        assert!(
+            Instant::now() < deadline,
+            "after {within:?} still waiting for {what}; last seen: {seen}"
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

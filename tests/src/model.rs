@@ -56,7 +56,10 @@ impl Model {
             status.pod_ip.ok_or_else(|| "no address".to_owned())
         })
         .await;
-        Self { name: name.to_owned(), url: format!("http://{ip}:8080") }
+        Self {
+            name: name.to_owned(),
+            url: format!("http://{ip}:8080"),
+        }
     }
 
     /// The entry of `spec.providers` for it.

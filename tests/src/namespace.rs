@@ -23,7 +23,9 @@ fn tls() {
     static ONCE: OnceLock<()> = OnceLock::new();
     ONCE.get_or_init(|| {
         // Installed before by another test: the same provider.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
     });
 }
 
@@ -115,21 +117,43 @@ impl Namespace {
         ];
         for args in show {
             let said = self.try_kubectl(args, "").await;
-            eprintln!("--- kubectl {} ---\n{}{}", args.join(" "), said.out, said.err);
+            eprintln!(
+                "--- kubectl {} ---\n{}{}",
+                args.join(" "),
+                said.out,
+                said.err
+            );
         }
         let pods = self.try_kubectl(&["get", "pods", "-o", "name"], "").await;
         for pod in pods.out.lines() {
             let said = self
-                .try_kubectl(&["logs", pod, "--all-containers", "--prefix", "--tail=80"], "")
+                .try_kubectl(
+                    &["logs", pod, "--all-containers", "--prefix", "--tail=80"],
+                    "",
+                )
                 .await;
             eprintln!("--- logs of {pod} ---\n{}{}", said.out, said.err);
         }
         let said = kubectl(
-            &["-n", "opencode-operator-system", "logs", "deployment/opencode-operator", "--since=3m"],
+            &[
+                "-n",
+                "opencode-operator-system",
+                "logs",
+                "deployment/opencode-operator",
+                "--since=3m",
+            ],
             "",
         )
         .await;
-        let lines: Vec<_> = said.out.lines().filter(|line| line.contains(&self.name)).collect();
-        eprintln!("--- what the operator said of {} ---\n{}", self.name, lines.join("\n"));
+        let lines: Vec<_> = said
+            .out
+            .lines()
+            .filter(|line| line.contains(&self.name))
+            .collect();
+        eprintln!(
+            "--- what the operator said of {} ---\n{}",
+            self.name,
+            lines.join("\n")
+        );
     }
 }

@@ -34,7 +34,8 @@ pub fn find(pod_uid: &str, program: &str) -> Vec<u32> {
         .filter(|pid: &u32| {
             let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            names.iter().any(|name| group.contains(name.as_str())) && exe.file_name().is_some_and(|file| file == program)
+            names.iter().any(|name| group.contains(name.as_str()))
+                && exe.file_name().is_some_and(|file| file == program)
         })
         .collect();
     found.sort_unstable();
@@ -43,7 +44,10 @@ pub fn find(pod_uid: &str, program: &str) -> Vec<u32> {
 
 /// kill -9, now.
 pub fn kill(pid: u32) {
-    let status = Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill runs");
+    let status = Command::new("kill")
+        .args(["-9", &pid.to_string()])
+        .status()
+        .expect("kill runs");
     assert!(status.success(), "process {pid} could not be killed");
 }
 
@@ -52,14 +56,28 @@ pub fn kill(pid: u32) {
 pub fn variable(pid: u32, name: &str) -> Option<String> {
     let all = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let text = String::from_utf8_lossy(&all).into_owned();
-    text.split('\0').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('=').map(str::to_owned))
+    text.split('\0').find_map(|pair| {
+        pair.strip_prefix(name)?
+            .strip_prefix('=')
+            .map(str::to_owned)
+    })
 }
 
 /// Name of a claim's volume and its folder on this node.
 pub async fn volume(ns: &Namespace, claim: &str) -> (String, PathBuf) {
-    let claim = ns.api::<PersistentVolumeClaim>().get(claim).await.expect("the claim is there");
-    let name = claim.spec.and_then(|spec| spec.volume_name).expect("the claim is bound");
-    let volume = Api::<PersistentVolume>::all(ns.client.clone()).get(&name).await.expect("the volume is there");
+    let claim = ns
+        .api::<PersistentVolumeClaim>()
+        .get(claim)
+        .await
+        .expect("the claim is there");
+    let name = claim
+        .spec
+        .and_then(|spec| spec.volume_name)
+        .expect("the claim is bound");
+    let volume = Api::<PersistentVolume>::all(ns.client.clone())
+        .get(&name)
+        .await
+        .expect("the volume is there");
     let spec = volume.spec.expect("a spec");
     let path = spec
         .local
@@ -74,7 +92,9 @@ pub async fn volume(ns: &Namespace, claim: &str) -> (String, PathBuf) {
 pub fn files_with(folder: &Path, needles: &[String]) -> (Vec<PathBuf>, usize) {
     let (mut found, mut read, mut todo) = (Vec::new(), 0, vec![folder.to_owned()]);
     while let Some(next) = todo.pop() {
-        let Ok(kind) = fs::symlink_metadata(&next).map(|meta| meta.file_type()) else { continue };
+        let Ok(kind) = fs::symlink_metadata(&next).map(|meta| meta.file_type()) else {
+            continue;
+        };
         if kind.is_dir() {
             let entries = fs::read_dir(&next).into_iter().flatten();
             todo.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
@@ -82,7 +102,11 @@ pub fn files_with(folder: &Path, needles: &[String]) -> (Vec<PathBuf>, usize) {
             // Gone in the meantime: the agent works on it.
             let Ok(bytes) = fs::read(&next) else { continue };
             read += 1;
-            let holds = |needle: &String| bytes.windows(needle.len()).any(|window| window == needle.as_bytes());
+            let holds = |needle: &String| {
+                bytes
+                    .windows(needle.len())
+                    .any(|window| window == needle.as_bytes())
+            };
             if needles.iter().any(holds) {
                 found.push(next);
             }

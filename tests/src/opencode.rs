@@ -18,22 +18,42 @@ pub async fn get(session: &Session, path: &str) -> Result<Value, String> {
     let uid = session.pod_uid().await;
     let pids = node::find(&uid, "opencode");
     let pid = pids.first().ok_or("OpenCode does not run")?;
-    let password = node::variable(*pid, "OPENCODE_SERVER_PASSWORD").ok_or("OpenCode has no password")?;
+    let password =
+        node::variable(*pid, "OPENCODE_SERVER_PASSWORD").ok_or("OpenCode has no password")?;
     let script = format!("path='{path}'; password='{password}'\n{ASK}");
-    let args = ["exec", "-i", session.name.as_str(), "-c", "agent", "--", "bash"];
+    let args = [
+        "exec",
+        "-i",
+        session.name.as_str(),
+        "-c",
+        "agent",
+        "--",
+        "bash",
+    ];
     let said = session.ns.try_kubectl(&args, &script).await;
-    let (head, body) = said.out.split_once("\r\n\r\n").ok_or_else(|| format!("no answer: {} {}", said.out, said.err))?;
+    let (head, body) = said
+        .out
+        .split_once("\r\n\r\n")
+        .ok_or_else(|| format!("no answer: {} {}", said.out, said.err))?;
     if !head.starts_with("HTTP/1.1 200") && !head.starts_with("HTTP/1.0 200") {
         return Err(said.out.chars().take(300).collect());
     }
-    let body = if head.to_ascii_lowercase().contains("transfer-encoding: chunked") { unchunk(body)? } else { body.to_owned() };
+    let body = if head
+        .to_ascii_lowercase()
+        .contains("transfer-encoding: chunked")
+    {
+        unchunk(body)?
+    } else {
+        body.to_owned()
+    };
     serde_json::from_str(&body).map_err(|error| format!("{error}: {body}"))
 }
 
 fn unchunk(mut rest: &str) -> Result<String, String> {
     let mut whole = Vec::new();
     while let Some((size, after)) = rest.split_once("\r\n") {
-        let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16).map_err(|e| e.to_string())?;
+        let size = usize::from_str_radix(size.split(';').next().unwrap_or_default().trim(), 16)
+            .map_err(|e| e.to_string())?;
         if size == 0 {
             break;
         }
@@ -55,10 +75,21 @@ pub struct Stored {
 
 /// Asks OpenCode for all messages of a session of ours.
 pub async fn stored(session: &Session, id: &SessionId) -> Stored {
-    let known = session.client().await.session(id).await.expect("the session is known");
-    let theirs = known.opencode_session_id.expect("OpenCode has a session for it");
+    let known = session
+        .client()
+        .await
+        .session(id)
+        .await
+        .expect("the session is known");
+    let theirs = known
+        .opencode_session_id
+        .expect("OpenCode has a session for it");
     let messages = eventually("OpenCode's stored messages", READY, || async {
-        get(session, &format!("/session/{theirs}/message?directory=/workspace")).await
+        get(
+            session,
+            &format!("/session/{theirs}/message?directory=/workspace"),
+        )
+        .await
     })
     .await;
     let mut stored = Stored::default();

@@ -32,10 +32,22 @@ pub struct Session {
 impl Session {
     /// Model, Secrets and an object named `name` with this prompt, applied; `patch` is merged over the
     /// spec.
-    pub async fn apply(ns: &Namespace, name: &str, prompt: Option<&str>, patch: Value) -> (Self, Model) {
+    pub async fn apply(
+        ns: &Namespace,
+        name: &str,
+        prompt: Option<&str>,
+        patch: Value,
+    ) -> (Self, Model) {
         let model = Model::start(ns, "model", KEY).await;
         ns.secret("model-key", "key", KEY).await;
-        let session = Self::apply_with(ns, name, prompt, json!([model.provider("compatible", "model-key")]), patch).await;
+        let session = Self::apply_with(
+            ns,
+            name,
+            prompt,
+            json!([model.provider("compatible", "model-key")]),
+            patch,
+        )
+        .await;
         (session, model)
     }
 
@@ -64,19 +76,31 @@ impl Session {
             "metadata": {"name": name}, "spec": spec,
         });
         ns.kubectl(&["apply", "-f", "-"], &object.to_string()).await;
-        Self { ns: ns.clone(), name: name.to_owned(), token }
+        Self {
+            ns: ns.clone(),
+            name: name.to_owned(),
+            token,
+        }
     }
 
     /// The object now.
     pub async fn object(&self) -> Result<OpenCodeSession, String> {
-        self.ns.api::<OpenCodeSession>().get(&self.name).await.map_err(|error| error.to_string())
+        self.ns
+            .api::<OpenCodeSession>()
+            .get(&self.name)
+            .await
+            .map_err(|error| error.to_string())
     }
 
     /// Merges into the spec.
     pub async fn patch(&self, spec: Value) {
         self.ns
             .api::<OpenCodeSession>()
-            .patch(&self.name, &PatchParams::default(), &Patch::Merge(json!({"spec": spec})))
+            .patch(
+                &self.name,
+                &PatchParams::default(),
+                &Patch::Merge(json!({"spec": spec})),
+            )
             .await
             .expect("the spec is taken");
     }
@@ -90,17 +114,28 @@ impl Session {
                 .conditions
                 .iter()
                 .find(|condition| condition.type_ == kind)
-                .map_or_else(|| "absent".into(), |c| format!("{}: {}: {}", c.status, c.reason, c.message)),
+                .map_or_else(
+                    || "absent".into(),
+                    |c| format!("{}: {}: {}", c.status, c.reason, c.message),
+                ),
             Err(error) => error,
         }
     }
 
     /// Waits until a condition begins like this, as in `True` or `False: KeyMissing`.
     pub async fn wait_condition(&self, kind: &str, begins: &str, within: Duration) -> String {
-        eventually(&format!("condition {kind} {begins} of {}", self.name), within, || async {
-            let seen = self.condition(kind).await;
-            if seen.starts_with(begins) { Ok(seen) } else { Err(seen) }
-        })
+        eventually(
+            &format!("condition {kind} {begins} of {}", self.name),
+            within,
+            || async {
+                let seen = self.condition(kind).await;
+                if seen.starts_with(begins) {
+                    Ok(seen)
+                } else {
+                    Err(seen)
+                }
+            },
+        )
         .await
     }
 
@@ -113,9 +148,19 @@ impl Session {
     pub async fn pod(&self) -> Pod {
         let pods = self.ns.api::<Pod>();
         eventually("the pod's address", READY, || async {
-            let pod = pods.get(&self.name).await.map_err(|error| error.to_string())?;
-            let has = pod.status.as_ref().is_some_and(|status| status.pod_ip.is_some());
-            if has { Ok(pod) } else { Err("no address".to_owned()) }
+            let pod = pods
+                .get(&self.name)
+                .await
+                .map_err(|error| error.to_string())?;
+            let has = pod
+                .status
+                .as_ref()
+                .is_some_and(|status| status.pod_ip.is_some());
+            if has {
+                Ok(pod)
+            } else {
+                Err("no address".to_owned())
+            }
         })
         .await
     }
@@ -123,7 +168,10 @@ impl Session {
     /// Base URL of the sidecar's API. Tests run where pods can be reached.
     pub async fn url(&self) -> String {
         let pod = self.pod().await;
-        let ip = pod.status.and_then(|status| status.pod_ip).expect("waited for above");
+        let ip = pod
+            .status
+            .and_then(|status| status.pod_ip)
+            .expect("waited for above");
         format!("http://{ip}:3003")
     }
 
@@ -136,12 +184,20 @@ impl Session {
             .read_timeout(Duration::from_secs(35))
             .build()
             .expect("a client");
-        let url = eventually("the sidecar's port (are pod addresses reachable from here?)", READY, || async {
-            // The address of this moment: the pod may be replaced under way.
-            let url = self.url().await;
-            let answer = http.get(format!("{url}/healthz")).timeout(Duration::from_secs(2)).send().await;
-            answer.map(|_| url).map_err(|error| error.to_string())
-        })
+        let url = eventually(
+            "the sidecar's port (are pod addresses reachable from here?)",
+            READY,
+            || async {
+                // The address of this moment: the pod may be replaced under way.
+                let url = self.url().await;
+                let answer = http
+                    .get(format!("{url}/healthz"))
+                    .timeout(Duration::from_secs(2))
+                    .send()
+                    .await;
+                answer.map(|_| url).map_err(|error| error.to_string())
+            },
+        )
         .await;
         SidecarClient::new(http, url, self.token.clone().into())
     }
@@ -155,21 +211,36 @@ impl Session {
             model_config: None,
             system_prompt: None,
         };
-        self.client().await.create_session(&body).await.expect("the session is taken");
+        self.client()
+            .await
+            .create_session(&body)
+            .await
+            .expect("the session is taken");
         id
     }
 
     /// A further turn.
     pub async fn turn(&self, id: &SessionId, prompt: &str) {
-        let body = CreateTurn { prompt: prompt.to_owned(), api_key: None };
-        self.client().await.create_turn(id, &body).await.expect("the turn is taken");
+        let body = CreateTurn {
+            prompt: prompt.to_owned(),
+            api_key: None,
+        };
+        self.client()
+            .await
+            .create_turn(id, &body)
+            .await
+            .expect("the turn is taken");
     }
 
     /// UID of the pod and how often each of its containers was started again, by name.
     pub async fn restarts(&self) -> (String, BTreeMap<String, i32>) {
         let pod = self.pod().await;
         let status = pod.status.unwrap_or_default();
-        let all = status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten());
+        let all = status
+            .init_container_statuses
+            .iter()
+            .flatten()
+            .chain(status.container_statuses.iter().flatten());
         let counts = all.map(|c| (c.name.clone(), c.restart_count)).collect();
         (pod.metadata.uid.expect("pods have a UID"), counts)
     }
@@ -182,7 +253,10 @@ impl Session {
     /// Waits until an object of this kind and name is gone from the namespace.
     pub async fn gone(&self, kind: &str, name: &str, within: Duration) {
         eventually(&format!("{kind} {name} to be gone"), within, || async {
-            let said = self.ns.kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"], "").await;
+            let said = self
+                .ns
+                .kubectl(&["get", kind, name, "--ignore-not-found", "-o", "name"], "")
+                .await;
             if said.is_empty() { Ok(()) } else { Err(said) }
         })
         .await;
@@ -199,7 +273,9 @@ impl Session {
         let mut recorder = Recorder::default();
         tokio::time::timeout(TURN, recorder.read_to_end(self, id))
             .await
-            .unwrap_or_else(|_| panic!("the turn did not end within {TURN:?}; so far: {recorder:#?}"));
+            .unwrap_or_else(|_| {
+                panic!("the turn did not end within {TURN:?}; so far: {recorder:#?}")
+            });
         recorder
     }
 
@@ -212,7 +288,9 @@ impl Session {
 
     /// A file of the workspace; panics when it is not there.
     pub async fn file(&self, path: &str) -> String {
-        let said = self.exec("agent", &["cat", &format!("/workspace/{path}")]).await;
+        let said = self
+            .exec("agent", &["cat", &format!("/workspace/{path}")])
+            .await;
         assert!(said.ok, "no file {path}: {}", said.err);
         said.out
     }

@@ -37,7 +37,10 @@ impl Recorder {
     #[must_use]
     pub fn cursor(&self) -> Option<Cursor> {
         let n = self.events.last()?.n;
-        Some(Cursor { epoch: self.epoch?, n })
+        Some(Cursor {
+            epoch: self.epoch?,
+            n,
+        })
     }
 
     /// Takes one SSE event over. Panics when a number is missing, doubled or out of order.
@@ -53,18 +56,33 @@ impl Recorder {
         };
         let cursor: Cursor = id.parse().expect("an id is a cursor");
         let last = self.events.last().map_or(0, |seen| seen.n);
-        assert_eq!(cursor.n, last + 1, "events {last} then {} of {self:#?}", cursor.n);
-        assert!(self.epoch.is_none_or(|epoch| epoch == cursor.epoch), "the epoch changed without a gap");
+        assert_eq!(
+            cursor.n,
+            last + 1,
+            "events {last} then {} of {self:#?}",
+            cursor.n
+        );
+        assert!(
+            self.epoch.is_none_or(|epoch| epoch == cursor.epoch),
+            "the epoch changed without a gap"
+        );
         self.epoch = Some(cursor.epoch);
-        let event: Event = serde_json::from_str(&sse.data).expect("an event is JSON of the contract");
+        let event: Event =
+            serde_json::from_str(&sse.data).expect("an event is JSON of the contract");
         assert_eq!(event.body.name(), sse.event);
-        self.events.push(SeenEvent { n: cursor.n, event, raw: sse.data.clone() });
+        self.events.push(SeenEvent {
+            n: cursor.n,
+            event,
+            raw: sse.data.clone(),
+        });
     }
 
     /// Whether the last event ends a turn.
     #[must_use]
     pub fn ended(&self) -> bool {
-        self.events.last().is_some_and(|seen| seen.event.body.ends_turn())
+        self.events
+            .last()
+            .is_some_and(|seen| seen.event.body.ends_turn())
     }
 
     /// Opens the stream from where this reader is; `None` when there is nothing more to come.
@@ -73,7 +91,12 @@ impl Recorder {
     }
 
     /// The same; with `follow` it stays open at the end of the turn.
-    pub async fn connect(&mut self, session: &Session, id: &SessionId, follow: bool) -> Option<SseStream> {
+    pub async fn connect(
+        &mut self,
+        session: &Session,
+        id: &SessionId,
+        follow: bool,
+    ) -> Option<SseStream> {
         self.connections += 1;
         loop {
             // Asked for anew each time: another pod has another address.
@@ -91,7 +114,12 @@ impl Recorder {
     }
 
     /// Reads until `seen` is true of what was read, resuming after every cut.
-    pub async fn read_until(&mut self, session: &Session, id: &SessionId, mut seen: impl FnMut(&Self) -> bool) {
+    pub async fn read_until(
+        &mut self,
+        session: &Session,
+        id: &SessionId,
+        mut seen: impl FnMut(&Self) -> bool,
+    ) {
         loop {
             let Some(mut stream) = self.open(session, id).await else {
                 panic!("204 before what was waited for: {self:#?}");
@@ -102,7 +130,10 @@ impl Recorder {
                     return;
                 }
             }
-            assert!(!self.ended(), "the turn ended before what was waited for: {self:#?}");
+            assert!(
+                !self.ended(),
+                "the turn ended before what was waited for: {self:#?}"
+            );
         }
     }
 
@@ -125,7 +156,10 @@ impl Recorder {
     /// Names of all events.
     #[must_use]
     pub fn names(&self) -> Vec<&'static str> {
-        self.events.iter().map(|seen| seen.event.body.name()).collect()
+        self.events
+            .iter()
+            .map(|seen| seen.event.body.name())
+            .collect()
     }
 
     /// Text of each part of the assistant, by the pieces' own offsets. Panics on a hole or an overlap.
@@ -140,7 +174,13 @@ impl Recorder {
                 if output.replace {
                     text.clear();
                 }
-                assert_eq!(output.offset, text.len() as u64, "event {} of part {}", seen.n, output.part_id);
+                assert_eq!(
+                    output.offset,
+                    text.len() as u64,
+                    "event {} of part {}",
+                    seen.n,
+                    output.part_id
+                );
                 text.push_str(&output.text);
             }
         }
@@ -150,7 +190,11 @@ impl Recorder {
     /// The last event of each turn.
     #[must_use]
     pub fn ends(&self) -> Vec<&Event> {
-        self.events.iter().map(|seen| &seen.event).filter(|event| event.body.ends_turn()).collect()
+        self.events
+            .iter()
+            .map(|seen| &seen.event)
+            .filter(|event| event.body.ends_turn())
+            .collect()
     }
 
     /// Whether the last event is this status.
@@ -163,7 +207,10 @@ impl Recorder {
     pub fn failed(&self) -> TurnError {
         match self.events.last().map(|seen| &seen.event.body) {
             Some(EventBody::Error(error)) if error.fatal => error.code,
-            other => panic!("the turn has not failed but ended with {other:?}; events: {:#?}", self.events),
+            other => panic!(
+                "the turn has not failed but ended with {other:?}; events: {:#?}",
+                self.events
+            ),
         }
     }
 
@@ -171,16 +218,28 @@ impl Recorder {
     pub fn continues(&self, earlier: &Self) {
         assert_eq!(self.epoch, earlier.epoch, "another history");
         for (now, before) in self.events.iter().zip(&earlier.events) {
-            assert_eq!((now.n, &now.raw), (before.n, &before.raw), "a stored event changed");
+            assert_eq!(
+                (now.n, &now.raw),
+                (before.n, &before.raw),
+                "a stored event changed"
+            );
         }
-        assert!(self.events.len() >= earlier.events.len(), "{} events, before {}", self.events.len(), earlier.events.len());
+        assert!(
+            self.events.len() >= earlier.events.len(),
+            "{} events, before {}",
+            self.events.len(),
+            earlier.events.len()
+        );
     }
 
     /// The final message; panics when the last turn is not complete.
     pub fn completed(&self) -> &contract::event::Complete {
         match self.events.last().map(|seen| &seen.event.body) {
             Some(EventBody::Complete(complete)) => complete,
-            other => panic!("the turn is not complete but ended with {other:?}; events: {:#?}", self.events),
+            other => panic!(
+                "the turn is not complete but ended with {other:?}; events: {:#?}",
+                self.events
+            ),
         }
     }
 
@@ -190,13 +249,23 @@ impl Recorder {
         let mut over = 0;
         let mut calls: BTreeMap<&str, u32> = BTreeMap::new();
         for seen in &self.events {
-            assert!(seen.event.turn > over, "event {} comes after the end of its turn", seen.n);
+            assert!(
+                seen.event.turn > over,
+                "event {} comes after the end of its turn",
+                seen.n
+            );
             match &seen.event.body {
                 EventBody::ToolCall(call) => {
-                    assert!(calls.insert(&call.call_id, 0).is_none(), "call {} twice", call.call_id);
+                    assert!(
+                        calls.insert(&call.call_id, 0).is_none(),
+                        "call {} twice",
+                        call.call_id
+                    );
                 }
                 EventBody::ToolResult(result) => {
-                    let count = calls.get_mut(result.call_id.as_str()).expect("a call before its result");
+                    let count = calls
+                        .get_mut(result.call_id.as_str())
+                        .expect("a call before its result");
                     *count += 1;
                     assert_eq!(*count, 1, "result of {} twice", result.call_id);
                 }

@@ -52,9 +52,18 @@ impl Witness {
         let changes = watch::Sender::new(0);
         let tasks = [
             tokio::spawn(see(ns.api::<Pod>(), Arc::clone(&pods), changes.clone())),
-            tokio::spawn(see(ns.api::<PersistentVolumeClaim>(), Arc::clone(&claims), changes.clone())),
+            tokio::spawn(see(
+                ns.api::<PersistentVolumeClaim>(),
+                Arc::clone(&claims),
+                changes.clone(),
+            )),
         ];
-        Self { pods, claims, changes, tasks }
+        Self {
+            pods,
+            claims,
+            changes,
+            tasks,
+        }
     }
 
     /// What was seen of pods.
@@ -82,7 +91,12 @@ fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
 
 async fn see<K>(api: Api<K>, seen: Arc<Mutex<Seen>>, changes: watch::Sender<u64>)
 where
-    K: kube::Resource<DynamicType = ()> + Clone + Debug + Send + serde::de::DeserializeOwned + 'static,
+    K: kube::Resource<DynamicType = ()>
+        + Clone
+        + Debug
+        + Send
+        + serde::de::DeserializeOwned
+        + 'static,
 {
     let config = watcher::Config::default().labels(INSTANCE);
     let mut events = watcher(api, config).default_backoff().boxed();
@@ -101,7 +115,10 @@ where
         {
             let mut seen = lock(&seen);
             if there {
-                seen.ever.entry(session.clone()).or_default().insert(uid.clone());
+                seen.ever
+                    .entry(session.clone())
+                    .or_default()
+                    .insert(uid.clone());
                 let now = seen.now.entry(session.clone()).or_default();
                 now.insert(uid);
                 let count = now.len();

@@ -54,7 +54,10 @@ pub(super) async fn answer(
         let mut state = session.state();
         // Removed under the lock: of two answers at once one is late.
         let approval = state.pending.remove(&approval_id).ok_or_else(|| {
-            ApiError::new(ErrorCode::ApprovalNotFound, "nothing waits under this id: it was answered, or its turn is over")
+            ApiError::new(
+                ErrorCode::ApprovalNotFound,
+                "nothing waits under this id: it was answered, or its turn is over",
+            )
         })?;
         (approval, state.turn)
     };
@@ -67,7 +70,11 @@ pub(super) async fn answer(
         session.note(Note::Always(always.clone()))?;
         session.state().always.push(always);
     }
-    let state = if decision == Decision::Reject { ApprovalState::Rejected } else { ApprovalState::Approved };
+    let state = if decision == Decision::Reject {
+        ApprovalState::Rejected
+    } else {
+        ApprovalState::Approved
+    };
     let event = ApprovalEvent {
         approval_id: approval_id.clone(),
         state,
@@ -77,10 +84,19 @@ pub(super) async fn answer(
         by: Some(caller.subject),
         message: message.clone(),
     };
-    let event = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body: EventBody::Approval(event) };
+    let event = Event {
+        turn,
+        ts: now(),
+        agent: MAIN_AGENT.into(),
+        body: EventBody::Approval(event),
+    };
     let ticket = session.append(event)?;
     app.store.durable(&session, ticket).await?;
-    let reply = if decision == Decision::Reject { Decision::Reject } else { Decision::Once };
+    let reply = if decision == Decision::Reject {
+        Decision::Reject
+    } else {
+        Decision::Once
+    };
     app.agent.opencode().reply_permission(&approval_id, reply, message.as_deref()).await.map_err(|error| {
         tracing::warn!(session_id = %session.id(), approval_id, %error, "an answer did not reach OpenCode");
         ApiError::new(

@@ -25,7 +25,10 @@ const NAME_MAX: usize = 256;
 const KEY_MAX: usize = 16 * 1024;
 
 /// Reads a JSON object.
-pub(crate) async fn read(headers: &HeaderMap, body: Body) -> Result<(Map<String, Value>, Vec<u8>), ApiError> {
+pub(crate) async fn read(
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(Map<String, Value>, Vec<u8>), ApiError> {
     let json = headers
         .get(CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
@@ -69,11 +72,16 @@ struct Checker {
 
 impl Checker {
     fn new(object: Map<String, Value>, path: &str) -> Self {
-        Self { object, path: path.to_owned(), wrong: Vec::new() }
+        Self {
+            object,
+            path: path.to_owned(),
+            wrong: Vec::new(),
+        }
     }
 
     fn wrong(&mut self, name: &str, rule: impl Into<String>) {
-        self.wrong.push(FieldError::new(format!("{}{name}", self.path), rule));
+        self.wrong
+            .push(FieldError::new(format!("{}{name}", self.path), rule));
     }
 
     /// The value of a field; JSON `null` is the same as absent.
@@ -92,8 +100,14 @@ impl Checker {
         if text.is_empty() {
             self.wrong(name, "must not be empty");
         } else if text.len() > max {
-            self.wrong(name, format!("must be at most {max} bytes, has {}", text.len()));
-        } else if let Some(bad) = text.chars().find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t')) {
+            self.wrong(
+                name,
+                format!("must be at most {max} bytes, has {}", text.len()),
+            );
+        } else if let Some(bad) = text
+            .chars()
+            .find(|c| c.is_control() && !matches!(c, '\n' | '\r' | '\t'))
+        {
             self.wrong(
                 name,
                 format!("must not contain control characters other than tab and line breaks, has U+{:04X}", u32::from(bad)),
@@ -138,7 +152,10 @@ fn kind(value: &Value) -> &'static str {
 /// `POST /sessions`.
 pub(crate) fn create_session(object: Map<String, Value>) -> Result<CreateSession, ApiError> {
     let mut body = Checker::new(object, "");
-    let session_id = match body.required_text("session_id", usize::MAX).map(SessionId::new) {
+    let session_id = match body
+        .required_text("session_id", usize::MAX)
+        .map(SessionId::new)
+    {
         Some(Ok(id)) => Some(id),
         Some(Err(error)) => {
             body.wrong("session_id", error.to_string());
@@ -156,15 +173,21 @@ pub(crate) fn create_session(object: Map<String, Value>) -> Result<CreateSession
             config
         }
         Some(other) => {
-            body.wrong("model_config", format!("must be an object, not {}", kind(&other)));
+            body.wrong(
+                "model_config",
+                format!("must be an object, not {}", kind(&other)),
+            );
             None
         }
     };
     let wrong = body.done();
     match (session_id, prompt) {
-        (Some(session_id), Some(prompt)) if wrong.is_empty() => {
-            Ok(CreateSession { session_id, prompt, model_config, system_prompt })
-        }
+        (Some(session_id), Some(prompt)) if wrong.is_empty() => Ok(CreateSession {
+            session_id,
+            prompt,
+            model_config,
+            system_prompt,
+        }),
         _ => Err(ApiError::invalid(wrong)),
     }
 }
@@ -185,15 +208,21 @@ fn model_config(object: Map<String, Value>) -> (Option<ModelConfig>, Vec<FieldEr
     let api_key = body.text("api_key", KEY_MAX).map(SecretString::from);
     let model_version = body.text("model_version", NAME_MAX);
     let api_endpoint = body.text("api_endpoint", 2048);
-    let temperature = body.take("temperature").and_then(|value| match value.as_f64() {
-        Some(number) if (0.0..=2.0).contains(&number) => Some(number),
-        _ => {
-            body.wrong("temperature", "must be a number from 0 to 2");
-            None
-        }
-    });
+    let temperature = body
+        .take("temperature")
+        .and_then(|value| match value.as_f64() {
+            Some(number) if (0.0..=2.0).contains(&number) => Some(number),
+            _ => {
+                body.wrong("temperature", "must be a number from 0 to 2");
+                None
+            }
+        });
     let max_tokens = body.take("max_tokens").and_then(|value| {
-        match value.as_u64().filter(|n| (1..=1_000_000).contains(n)).and_then(|n| u32::try_from(n).ok()) {
+        match value
+            .as_u64()
+            .filter(|n| (1..=1_000_000).contains(n))
+            .and_then(|n| u32::try_from(n).ok())
+        {
             Some(number) => Some(number),
             None => {
                 body.wrong("max_tokens", "must be a whole number from 1 to 1000000");
@@ -201,7 +230,9 @@ fn model_config(object: Map<String, Value>) -> (Option<ModelConfig>, Vec<FieldEr
             }
         }
     });
-    let enabled_tools = body.take("enabled_tools").and_then(|value| tools(&mut body, value));
+    let enabled_tools = body
+        .take("enabled_tools")
+        .and_then(|value| tools(&mut body, value));
     let wrong = body.done();
     let config = provider.zip(model).map(|(provider, model)| ModelConfig {
         provider,
@@ -228,7 +259,9 @@ fn tools(body: &mut Checker, value: Value) -> Option<Vec<String>> {
             Value::String(name)
                 if !name.is_empty()
                     && name.len() <= 64
-                    && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') =>
+                    && name
+                        .bytes()
+                        .all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-') =>
             {
                 Some(name)
             }
@@ -311,10 +344,18 @@ mod tests {
     #[test]
     fn prompts_are_bounded_and_free_of_control_characters() {
         let long = "x".repeat(PROMPT_MAX + 1);
-        assert!(fields(&format!(r#"{{"session_id":"a","prompt":"{long}"}}"#)).contains("at most 5242880 bytes"));
+        assert!(
+            fields(&format!(r#"{{"session_id":"a","prompt":"{long}"}}"#))
+                .contains("at most 5242880 bytes")
+        );
         assert!(fields(r#"{"session_id":"a","prompt":"a\u0000b"}"#).contains("U+0000"));
         let fits = "x".repeat(PROMPT_MAX);
-        assert!(create_session(object(&format!(r#"{{"session_id":"a","prompt":"{fits}"}}"#))).is_ok());
+        assert!(
+            create_session(object(&format!(
+                r#"{{"session_id":"a","prompt":"{fits}"}}"#
+            )))
+            .is_ok()
+        );
         assert!(create_session(object(r#"{"session_id":"a","prompt":"a\n\tb\r\n"}"#)).is_ok());
     }
 }

@@ -28,7 +28,10 @@ pub(super) async fn diff(
         .diff(&session.created.opencode_session, &message_id)
         .await
         .map_err(|error| {
-            ApiError::new(ErrorCode::AgentUnavailable, format!("the agent does not tell its changes now: {error}"))
+            ApiError::new(
+                ErrorCode::AgentUnavailable,
+                format!("the agent does not tell its changes now: {error}"),
+            )
         })?;
     Ok(Json(Diff { turn, files }))
 }

@@ -26,17 +26,31 @@ pub(crate) struct ApiError {
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), fields: Vec::new() }
+        Self {
+            code,
+            message: message.into(),
+            fields: Vec::new(),
+        }
     }
 
     /// Names every wrong field.
     pub(crate) fn invalid(fields: Vec<FieldError>) -> Self {
-        let all: Vec<String> = fields.iter().map(|f| format!("{} {}", f.field, f.rule)).collect();
-        Self { code: ErrorCode::InvalidRequest, message: all.join("; "), fields }
+        let all: Vec<String> = fields
+            .iter()
+            .map(|f| format!("{} {}", f.field, f.rule))
+            .collect();
+        Self {
+            code: ErrorCode::InvalidRequest,
+            message: all.join("; "),
+            fields,
+        }
     }
 
     pub(crate) fn session_not_found(id: &str) -> Self {
-        Self::new(ErrorCode::SessionNotFound, format!("there is no session {id}; GET /sessions lists all"))
+        Self::new(
+            ErrorCode::SessionNotFound,
+            format!("there is no session {id}; GET /sessions lists all"),
+        )
     }
 
     /// A fault of ours: logged here, once; the answer says no more than where to look.
@@ -48,26 +62,36 @@ impl ApiError {
             source = error.source();
         }
         tracing::error!(error = chain, "internal error");
-        Self::new(ErrorCode::Internal, "internal error; the sidecar's log has it under this x-request-id")
+        Self::new(
+            ErrorCode::Internal,
+            "internal error; the sidecar's log has it under this x-request-id",
+        )
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.code.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = StatusCode::from_u16(self.code.http_status())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let body = ErrorBody {
             error: self.message,
-            details: ErrorDetails { code: self.code, fields: self.fields },
+            details: ErrorDetails {
+                code: self.code,
+                fields: self.fields,
+            },
             timestamp: crate::store::session::now(),
         };
         let mut response = (status, Json(body)).into_response();
         if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("2"));
-        }
-        if status == StatusCode::UNAUTHORIZED {
             response
                 .headers_mut()
-                .insert(http::header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+                .insert(RETRY_AFTER, HeaderValue::from_static("2"));
+        }
+        if status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(
+                http::header::WWW_AUTHENTICATE,
+                HeaderValue::from_static("Bearer"),
+            );
         }
         response
     }
@@ -75,7 +99,10 @@ impl IntoResponse for ApiError {
 
 impl From<JournalError> for ApiError {
     fn from(error: JournalError) -> Self {
-        Self::new(ErrorCode::JournalUnavailable, format!("{error}; free space on the session's volume"))
+        Self::new(
+            ErrorCode::JournalUnavailable,
+            format!("{error}; free space on the session's volume"),
+        )
     }
 }
 

@@ -42,11 +42,14 @@ pub(super) async fn events(
     headers: HeaderMap,
 ) -> Result<Json<EventPage>, ApiError> {
     let session = session(&app, &id)?;
-    let Query(params) =
-        query.map_err(|error| ApiError::invalid(vec![FieldError::new("query", error.body_text())]))?;
+    let Query(params) = query
+        .map_err(|error| ApiError::invalid(vec![FieldError::new("query", error.body_text())]))?;
     let limit = params.limit.unwrap_or(100);
     if !(1..=LIMIT_MAX).contains(&limit) {
-        return Err(ApiError::invalid(vec![FieldError::new("limit", "must be from 1 to 1000")]));
+        return Err(ApiError::invalid(vec![FieldError::new(
+            "limit",
+            "must be from 1 to 1000",
+        )]));
     }
     let cursor = cursor(&headers, params.after.as_deref())?;
     let (mut reader, gap) = Reader::open(Arc::clone(&session), cursor)?;
@@ -54,15 +57,31 @@ pub(super) async fn events(
     let mut events = Vec::with_capacity(page.len() + 1);
     if let Some(gap) = gap {
         let turn = session.state().turn;
-        let gap = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body: EventBody::Gap(gap) };
+        let gap = Event {
+            turn,
+            ts: now(),
+            agent: MAIN_AGENT.into(),
+            body: EventBody::Gap(gap),
+        };
         let event = serde_json::to_value(gap).map_err(|error| ApiError::internal(&error))?;
         events.push(NumberedEvent { id: None, event });
     }
     for (n, json) in page {
-        let id = Cursor { epoch: session.epoch(), n }.to_string();
+        let id = Cursor {
+            epoch: session.epoch(),
+            n,
+        }
+        .to_string();
         let event = serde_json::from_slice(&json).map_err(|error| ApiError::internal(&error))?;
-        events.push(NumberedEvent { id: Some(id), event });
+        events.push(NumberedEvent {
+            id: Some(id),
+            event,
+        });
     }
     let more = reader.after() < session.log().position().last;
-    Ok(Json(EventPage { events, next: reader.cursor().to_string(), more }))
+    Ok(Json(EventPage {
+        events,
+        next: reader.cursor().to_string(),
+        more,
+    }))
 }

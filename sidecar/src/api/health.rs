@@ -27,8 +27,14 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
     let mut wrong = Vec::new();
     match &*app.store.health().borrow() {
         Health::Ok => {}
-        Health::Full => wrong.push(FieldError::new("journal", "cannot be written: the volume is full")),
-        Health::Failed(_) => wrong.push(FieldError::new("journal", "cannot be written: the volume failed")),
+        Health::Full => wrong.push(FieldError::new(
+            "journal",
+            "cannot be written: the volume is full",
+        )),
+        Health::Failed(_) => wrong.push(FieldError::new(
+            "journal",
+            "cannot be written: the volume failed",
+        )),
     }
     let agent = app.agent.state().borrow().clone();
     if agent.ready {
@@ -36,7 +42,9 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
             wrong.push(FieldError::new("workspace", error.to_string()));
         }
     } else {
-        let text = agent.message.unwrap_or_else(|| "does not answer yet".into());
+        let text = agent
+            .message
+            .unwrap_or_else(|| "does not answer yet".into());
         wrong.push(FieldError::new("agent", text));
     }
     if app.shutdown.is_cancelled() {
@@ -45,6 +53,12 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> Result<Json<Value>, Ap
     if wrong.is_empty() {
         return Ok(Json(json!({"status": "ready"})));
     }
-    let text: Vec<String> = wrong.iter().map(|w| format!("{} {}", w.field, w.rule)).collect();
-    Err(ApiError::new(ErrorCode::AgentUnavailable, format!("not ready: {}", text.join("; "))))
+    let text: Vec<String> = wrong
+        .iter()
+        .map(|w| format!("{} {}", w.field, w.rule))
+        .collect();
+    Err(ApiError::new(
+        ErrorCode::AgentUnavailable,
+        format!("not ready: {}", text.join("; ")),
+    ))
 }

@@ -72,17 +72,25 @@ pub(crate) fn router(app: Arc<App>) -> axum::Router {
 #[must_use]
 pub fn openapi_json() -> String {
     let (_, document) = routes().split_for_parts();
-    let mut json = document.to_pretty_json().expect("the document is plain data");
+    let mut json = document
+        .to_pretty_json()
+        .expect("the document is plain data");
     json.push('\n');
     json
 }
 
 async fn not_found() -> ApiError {
-    ApiError::new(ErrorCode::NotFound, "there is no such path; docs/openapi.json lists all")
+    ApiError::new(
+        ErrorCode::NotFound,
+        "there is no such path; docs/openapi.json lists all",
+    )
 }
 
 async fn method_not_allowed() -> ApiError {
-    ApiError::new(ErrorCode::MethodNotAllowed, "this path does not take this method")
+    ApiError::new(
+        ErrorCode::MethodNotAllowed,
+        "this path does not take this method",
+    )
 }
 
 async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -138,15 +146,24 @@ async fn request_id(request: Request, next: Next) -> Response {
 /// The session of a path.
 fn session(app: &App, id: &str) -> Result<Arc<crate::store::session::Session>, ApiError> {
     let parsed = SessionId::new(id).map_err(|error| {
-        ApiError::invalid(vec![contract::FieldError::new("session_id", error.to_string())])
+        ApiError::invalid(vec![contract::FieldError::new(
+            "session_id",
+            error.to_string(),
+        )])
     })?;
-    app.store.get(&parsed).ok_or_else(|| ApiError::session_not_found(id))
+    app.store
+        .get(&parsed)
+        .ok_or_else(|| ApiError::session_not_found(id))
 }
 
 /// The cursor of a request: `Last-Event-ID`, which an EventSource renews, before `?after=`.
 fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, ApiError> {
     let header = match headers.get("last-event-id") {
-        Some(value) => Some(value.to_str().map_err(|_| invalid_cursor("Last-Event-ID"))?),
+        Some(value) => Some(
+            value
+                .to_str()
+                .map_err(|_| invalid_cursor("Last-Event-ID"))?,
+        ),
         None => None,
     };
     let (name, text) = match (header.filter(|text| !text.is_empty()), after) {
@@ -158,5 +175,8 @@ fn cursor(headers: &HeaderMap, after: Option<&str>) -> Result<Option<Cursor>, Ap
 }
 
 fn invalid_cursor(name: &str) -> ApiError {
-    ApiError::new(ErrorCode::InvalidCursor, format!("{name} {}", contract::cursor::InvalidCursor))
+    ApiError::new(
+        ErrorCode::InvalidCursor,
+        format!("{name} {}", contract::cursor::InvalidCursor),
+    )
 }

@@ -22,7 +22,10 @@ const COMMENT: Duration = Duration::from_secs(10);
     responses((status = 200, content_type = "text/event-stream", body = Summary), (status = 401, body = ErrorBody)))]
 pub(super) async fn summary(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
     let mut receiver = app.summary.get().cloned().ok_or_else(|| {
-        ApiError::new(ErrorCode::AgentUnavailable, "the pod is only just starting: try again")
+        ApiError::new(
+            ErrorCode::AgentUnavailable,
+            "the pod is only just starting: try again",
+        )
     })?;
     receiver.mark_changed();
     let shutdown = app.shutdown.clone();
@@ -36,8 +39,14 @@ pub(super) async fn summary(State(app): State<Arc<App>>) -> Result<Response, Api
     });
     let mut response = Body::from_stream(body).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }
@@ -57,7 +66,14 @@ async fn next(receiver: &mut watch::Receiver<Summary>, ticks: &mut Interval) -> 
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String), (status = 401, body = ErrorBody)))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
-    let text = app.metrics.text().map_err(|error| ApiError::internal(&error))?;
+    let text = app
+        .metrics
+        .text()
+        .map_err(|error| ApiError::internal(&error))?;
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static(kind))], text).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, HeaderValue::from_static(kind))],
+        text,
+    )
+        .into_response())
 }

@@ -40,9 +40,18 @@ pub(super) async fn create(
         return Ok((StatusCode::CREATED, Json(session)));
     }
     going_on(&app)?;
-    let request = TurnRequest { prompt: create.prompt, author: caller.subject, idempotency };
+    let request = TurnRequest {
+        prompt: create.prompt,
+        author: caller.subject,
+        idempotency,
+    };
     let session = app
-        .create_session(create.session_id, create.model_config, create.system_prompt, request)
+        .create_session(
+            create.session_id,
+            create.model_config,
+            create.system_prompt,
+            request,
+        )
         .await?;
     Ok((StatusCode::CREATED, Json(session.body())))
 }
@@ -78,7 +87,11 @@ pub(super) async fn turn(
             "the key that came with this session is never stored and was lost with a restart: send `api_key` again",
         ));
     }
-    let request = TurnRequest { prompt: create.prompt, author: caller.subject, idempotency };
+    let request = TurnRequest {
+        prompt: create.prompt,
+        author: caller.subject,
+        idempotency,
+    };
     app.create_turn(&session, request).await?;
     Ok((StatusCode::CREATED, Json(session.body())))
 }
@@ -86,7 +99,14 @@ pub(super) async fn turn(
 /// All sessions, oldest first.
 #[utoipa::path(get, path = "/sessions", responses((status = 200, body = SessionList), (status = 401, body = ErrorBody)))]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SessionList> {
-    Json(SessionList { sessions: app.store.all().iter().map(|session| session.body()).collect() })
+    Json(SessionList {
+        sessions: app
+            .store
+            .all()
+            .iter()
+            .map(|session| session.body())
+            .collect(),
+    })
 }
 
 /// Where a session stands; `reason` says in one sentence what it does or why nothing happens.
@@ -117,13 +137,18 @@ pub(super) async fn cancel(
 
 fn going_on(app: &App) -> Result<(), ApiError> {
     if app.shutdown.is_cancelled() {
-        return Err(ApiError::new(ErrorCode::ShuttingDown, "the pod is stopping: try again when it is back"));
+        return Err(ApiError::new(
+            ErrorCode::ShuttingDown,
+            "the pod is stopping: try again when it is back",
+        ));
     }
     Ok(())
 }
 
 fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, ApiError> {
-    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    let Some(value) = headers.get("idempotency-key") else {
+        return Ok(None);
+    };
     let key = value
         .to_str()
         .ok()
@@ -131,7 +156,10 @@ fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, 
     match key {
         Some(key) => Ok(Some(Idempotency {
             key: key.to_owned(),
-            body: Sha256::digest(body).iter().map(|b| format!("{b:02x}")).collect(),
+            body: Sha256::digest(body)
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect(),
         })),
         None => Err(ApiError::invalid(vec![contract::FieldError::new(
             "Idempotency-Key",

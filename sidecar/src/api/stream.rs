@@ -70,7 +70,12 @@ pub(super) async fn stream(
     }
     let mut first = format!(": session {id}\nretry: {}\n\n", retry_ms());
     if let Some(gap) = gap {
-        let event = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body: EventBody::Gap(gap) };
+        let event = Event {
+            turn,
+            ts: now(),
+            agent: MAIN_AGENT.into(),
+            body: EventBody::Gap(gap),
+        };
         let mut bytes = Vec::new();
         crate::store::record::encode_event(&event, &mut bytes);
         first.push_str(&String::from_utf8_lossy(&bytes));
@@ -87,12 +92,20 @@ pub(super) async fn stream(
         _guard: app.metrics.stream(),
     };
     let body = futures::stream::unfold(live, |mut live| async move {
-        live.next().await.map(|bytes| (Ok::<_, Infallible>(bytes), live))
+        live.next()
+            .await
+            .map(|bytes| (Ok::<_, Infallible>(bytes), live))
     });
     let mut response = Body::from_stream(body).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
+    headers.insert(
+        header::CACHE_CONTROL,
+        HeaderValue::from_static("no-cache, no-transform"),
+    );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
 }

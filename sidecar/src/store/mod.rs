@@ -5,7 +5,7 @@ pub(crate) mod record;
 mod recover;
 pub(crate) mod session;
 
-use contract::{SessionId, Usage, event::MAIN_AGENT, event::Status, event::StatusKind, EventBody};
+use contract::{EventBody, SessionId, Usage, event::MAIN_AGENT, event::Status, event::StatusKind};
 use journal::{Health, Journal};
 use record::{Created, Note, Record, TurnNote};
 pub(crate) use recover::Unfinished;
@@ -48,7 +48,10 @@ pub(crate) enum StoreError {
     #[error("the journal cannot be opened")]
     Open(#[source] journal::OpenError),
     #[error("the journal of session {session} cannot be read")]
-    Read { session: String, source: journal::ReadError },
+    Read {
+        session: String,
+        source: journal::ReadError,
+    },
 }
 
 /// What a new turn needs.
@@ -78,19 +81,35 @@ impl Store {
         let mut unfinished = Vec::new();
         for log in journal.logs() {
             let name = log.name().to_owned();
-            let recovered = recover::recover(&log)
-                .map_err(|source| StoreError::Read { session: name.clone(), source })?;
+            let recovered = recover::recover(&log).map_err(|source| StoreError::Read {
+                session: name.clone(),
+                source,
+            })?;
             let Some(recovered) = recovered else {
-                tracing::warn!(session_id = name, "a journal without its first note is left alone");
+                tracing::warn!(
+                    session_id = name,
+                    "a journal without its first note is left alone"
+                );
                 continue;
             };
             let session = Session::new(recovered.created, log, recovered.state);
             if let Some(turn) = recovered.unfinished {
-                unfinished.push(Unfinished { session: Arc::clone(&session), turn });
+                unfinished.push(Unfinished {
+                    session: Arc::clone(&session),
+                    turn,
+                });
             }
             sessions.insert(session.id().clone(), session);
         }
-        Ok((Self { journal, sessions: Mutex::new(sessions), failed, health }, unfinished))
+        Ok((
+            Self {
+                journal,
+                sessions: Mutex::new(sessions),
+                failed,
+                health,
+            },
+            unfinished,
+        ))
     }
 
     fn sessions(&self) -> MutexGuard<'_, BTreeMap<SessionId, Arc<Session>>> {
@@ -149,7 +168,14 @@ impl Store {
                     _ => BeginError::Journal(JournalError),
                 }
             })?;
-            let session = Session::new(created.clone(), log, State { request_key, ..State::default() });
+            let session = Session::new(
+                created.clone(),
+                log,
+                State {
+                    request_key,
+                    ..State::default()
+                },
+            );
             sessions.insert(session.id().clone(), Arc::clone(&session));
             session.note(Note::Created(created))?;
             let (running, ticket) = begin(&session, &turn)?;
@@ -186,7 +212,9 @@ impl Store {
 }
 
 fn count<'a>(sessions: impl Iterator<Item = &'a Arc<Session>>) -> u32 {
-    let running = sessions.filter(|session| session.state().running.is_some()).count();
+    let running = sessions
+        .filter(|session| session.state().running.is_some())
+        .count();
     u32::try_from(running).unwrap_or(u32::MAX)
 }
 

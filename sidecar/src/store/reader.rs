@@ -52,19 +52,36 @@ impl Reader {
         let position = session.log().position();
         let kept = position.first.saturating_sub(1);
         let (after, gap) = match cursor {
-            Some(cursor) if cursor.epoch != session.epoch() => {
-                (kept, Some(Gap { from: 1, to: kept, reason: GapReason::EpochChanged }))
-            }
+            Some(cursor) if cursor.epoch != session.epoch() => (
+                kept,
+                Some(Gap {
+                    from: 1,
+                    to: kept,
+                    reason: GapReason::EpochChanged,
+                }),
+            ),
             Some(cursor) if cursor.n > position.last => {
-                return Err(FutureCursor { last: position.last });
+                return Err(FutureCursor {
+                    last: position.last,
+                });
             }
-            Some(cursor) if cursor.n < kept => {
-                (kept, Some(Gap { from: cursor.n + 1, to: kept, reason: GapReason::Trimmed }))
-            }
+            Some(cursor) if cursor.n < kept => (
+                kept,
+                Some(Gap {
+                    from: cursor.n + 1,
+                    to: kept,
+                    reason: GapReason::Trimmed,
+                }),
+            ),
             Some(cursor) => (cursor.n, None),
-            None if kept > 0 => {
-                (kept, Some(Gap { from: 1, to: kept, reason: GapReason::Trimmed }))
-            }
+            None if kept > 0 => (
+                kept,
+                Some(Gap {
+                    from: 1,
+                    to: kept,
+                    reason: GapReason::Trimmed,
+                }),
+            ),
             None => (0, None),
         };
         Ok((Self { session, after }, gap))
@@ -75,16 +92,27 @@ impl Reader {
     }
 
     pub(crate) fn cursor(&self) -> Cursor {
-        Cursor { epoch: self.session.epoch(), n: self.after }
+        Cursor {
+            epoch: self.session.epoch(),
+            n: self.after,
+        }
     }
 
     /// The next events as a stream sends them; `None` when there is no more now. With `until` the
     /// piece ends with the last event of that turn or a later one, and says so. Cancel safe: the
     /// position moves only when it returns.
-    pub(crate) async fn next_sse(&mut self, until: Option<u32>) -> Result<Option<Piece>, ReaderError> {
-        let Some(batch) = self.batch(BATCH_BYTES).await? else { return Ok(None) };
+    pub(crate) async fn next_sse(
+        &mut self,
+        until: Option<u32>,
+    ) -> Result<Option<Piece>, ReaderError> {
+        let Some(batch) = self.batch(BATCH_BYTES).await? else {
+            return Ok(None);
+        };
         let epoch = self.session.epoch();
-        let mut piece = Piece { bytes: Bytes::new(), ends: false };
+        let mut piece = Piece {
+            bytes: Bytes::new(),
+            ends: false,
+        };
         let mut out = Vec::with_capacity(BATCH_BYTES / 4);
         for (n, payload) in batch.iter() {
             out.extend_from_slice(b"id: ");
@@ -106,7 +134,9 @@ impl Reader {
         let mut page: Vec<(u64, Vec<u8>)> = Vec::new();
         let mut bytes = 0;
         while page.len() < limit && bytes < 4 * BATCH_BYTES {
-            let Some(batch) = self.batch(BATCH_BYTES).await? else { break };
+            let Some(batch) = self.batch(BATCH_BYTES).await? else {
+                break;
+            };
             for (n, payload) in batch.iter().take(limit - page.len()) {
                 let json = event_json(payload).unwrap_or(b"null");
                 bytes += json.len();
@@ -130,9 +160,13 @@ impl Reader {
 
 /// The turn that a stored event ends, if it ends one.
 fn ended_turn(payload: &[u8]) -> Option<u32> {
-    let may = [&b"event: complete\n"[..], b"event: error\n", b"event: status\n"]
-        .iter()
-        .any(|prefix| payload.starts_with(prefix));
+    let may = [
+        &b"event: complete\n"[..],
+        b"event: error\n",
+        b"event: status\n",
+    ]
+    .iter()
+    .any(|prefix| payload.starts_with(prefix));
     if !may {
         return None;
     }

@@ -1,10 +1,6 @@
 //! What the journal of a session holds: events that readers see and notes that only we read.
 
-use contract::{
-    Event, EventBody, SessionId,
-    approval::Decision,
-    session::ModelConfig,
-};
+use contract::{Event, EventBody, SessionId, approval::Decision, session::ModelConfig};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -144,7 +140,10 @@ pub(crate) fn encode_event(event: &Event, out: &mut Vec<u8>) {
 /// The JSON of a stored event.
 pub(crate) fn event_json(payload: &[u8]) -> Option<&[u8]> {
     let start = payload.iter().position(|b| *b == b'\n')? + 1;
-    payload.get(start..)?.strip_prefix(b"data: ")?.strip_suffix(b"\n\n")
+    payload
+        .get(start..)?
+        .strip_prefix(b"data: ")?
+        .strip_suffix(b"\n\n")
 }
 
 #[cfg(test)]
@@ -173,7 +172,12 @@ mod tests {
         let mut first = output("ab", 0);
         assert!(first.merge(output("cd", 2)).is_ok());
         assert!(first.merge(output("x", 9)).is_err(), "a hole");
-        assert!(first.merge(output(&"y".repeat(MERGED_TEXT_MAX), 4)).is_err(), "too long");
+        assert!(
+            first
+                .merge(output(&"y".repeat(MERGED_TEXT_MAX), 4))
+                .is_err(),
+            "too long"
+        );
         let mut bytes = Vec::new();
         first.encode(&mut bytes);
         let event: Event = serde_json::from_slice(event_json(&bytes).unwrap()).unwrap();

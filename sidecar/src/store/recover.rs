@@ -40,7 +40,11 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                 Ok(Note::Created(note)) => created = Some(note),
                 Ok(Note::Turn(note)) => {
                     state.begin(&note);
-                    open = Some(UnfinishedTurn { note, delivered: false, events: Vec::new() });
+                    open = Some(UnfinishedTurn {
+                        note,
+                        delivered: false,
+                        events: Vec::new(),
+                    });
                 }
                 Ok(Note::Delivered { turn }) => {
                     if let Some(open) = open.as_mut().filter(|open| open.note.turn == turn) {
@@ -48,7 +52,9 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                     }
                 }
                 Ok(Note::Always(always)) => state.always.push(always),
-                Err(error) => tracing::warn!(session_id = log.name(), %error, "a note is not understood"),
+                Err(error) => {
+                    tracing::warn!(session_id = log.name(), %error, "a note is not understood")
+                }
             }
             return;
         }
@@ -74,5 +80,9 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
         state.pending.clear();
         state.answered.clear();
     }
-    Ok(created.map(|created| Recovered { created, state, unfinished: open }))
+    Ok(created.map(|created| Recovered {
+        created,
+        state,
+        unfinished: open,
+    }))
 }

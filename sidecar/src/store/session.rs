@@ -83,8 +83,16 @@ pub(crate) struct JournalError;
 impl Session {
     pub(super) fn new(created: Created, log: Arc<Log<Record>>, state: State) -> Arc<Self> {
         let active = state.running.is_some();
-        let (view, _) = watch::channel(View { position: log.position(), active });
-        let session = Arc::new(Self { created, log, view, state: Mutex::new(state) });
+        let (view, _) = watch::channel(View {
+            position: log.position(),
+            active,
+        });
+        let session = Arc::new(Self {
+            created,
+            log,
+            view,
+            state: Mutex::new(state),
+        });
         let weak = Arc::downgrade(&session);
         session.log.on_durable(Box::new(move |position| {
             if let Some(session) = weak.upgrade() {
@@ -92,7 +100,9 @@ impl Session {
             }
         }));
         // A sync between `position()` and `on_durable` would else be missed.
-        session.view.send_modify(|view| view.position = session.log.position());
+        session
+            .view
+            .send_modify(|view| view.position = session.log.position());
         session
     }
 
@@ -129,7 +139,12 @@ impl Session {
             while self.log.queued_bytes() > QUEUE_HIGH {
                 view.changed().await.map_err(|_| JournalError)?;
             }
-            self.append(Event { turn, ts: now(), agent, body })?;
+            self.append(Event {
+                turn,
+                ts: now(),
+                agent,
+                body,
+            })?;
         }
         Ok(())
     }
@@ -144,12 +159,16 @@ impl Session {
             return Err(JournalError);
         }
         state.apply(&event);
-        self.log.append(Record::Event(event)).map_err(|error| self.refused(&error))
+        self.log
+            .append(Record::Event(event))
+            .map_err(|error| self.refused(&error))
     }
 
     /// Appends a note. Returns its ticket.
     pub(crate) fn note(&self, note: Note) -> Result<u64, JournalError> {
-        self.log.append(Record::Note(note)).map_err(|error| self.refused(&error))
+        self.log
+            .append(Record::Note(note))
+            .map_err(|error| self.refused(&error))
     }
 
     fn refused(&self, error: &AppendError) -> JournalError {
@@ -158,7 +177,11 @@ impl Session {
     }
 
     /// Waits until everything up to `ticket` is durable; fails when that can no longer happen.
-    pub(crate) async fn durable(&self, ticket: u64, failed: &CancellationToken) -> Result<(), JournalError> {
+    pub(crate) async fn durable(
+        &self,
+        ticket: u64,
+        failed: &CancellationToken,
+    ) -> Result<(), JournalError> {
         let mut view = self.view.subscribe();
         tokio::select! {
             reached = view.wait_for(|view| view.position.ticket >= ticket) => {
@@ -186,7 +209,9 @@ impl Session {
         state.pending.clear();
         state.answered.clear();
         state.running = None;
-        self.log.append_urgent(Record::Event(event)).map_err(|error| self.refused(&error))
+        self.log
+            .append_urgent(Record::Event(event))
+            .map_err(|error| self.refused(&error))
     }
 
     /// The last event is durable, or never will be: readers that wait need not wait on.
@@ -211,8 +236,15 @@ impl Session {
             created_at: self.created.at,
             updated_at: state.updated_at.unwrap_or(self.created.at),
             turn: state.turn,
-            last_event_id: Cursor { epoch: self.epoch(), n: position.last }.to_string(),
-            model: state.target.as_ref().map_or_else(String::new, |target| target.label()),
+            last_event_id: Cursor {
+                epoch: self.epoch(),
+                n: position.last,
+            }
+            .to_string(),
+            model: state
+                .target
+                .as_ref()
+                .map_or_else(String::new, |target| target.label()),
             reason: state.reason.clone(),
             usage: state.usage,
             key_required: self.created.own_key && state.request_key.is_none(),
@@ -234,7 +266,8 @@ impl State {
             self.first_turn.started_at = Some(note.at);
         }
         if let Some(idempotency) = &note.idempotency {
-            self.idempotency.insert(idempotency.key.clone(), (idempotency.clone(), note.turn));
+            self.idempotency
+                .insert(idempotency.key.clone(), (idempotency.clone(), note.turn));
         }
     }
 

@@ -18,10 +18,15 @@ impl Drive {
             }
             let standing = state.always.iter().find(|always| {
                 always.permission == ask.permission
-                    && ask.patterns.iter().all(|pattern| always.patterns.contains(pattern))
+                    && ask
+                        .patterns
+                        .iter()
+                        .all(|pattern| always.patterns.contains(pattern))
             });
             let answered = state.answered.get(&ask.id).copied();
-            answered.map(|decision| (decision, false)).or(standing.map(|always| (always.decision, true)))
+            answered
+                .map(|decision| (decision, false))
+                .or(standing.map(|always| (always.decision, true)))
         };
         let call_id = ask.call_id.as_deref().and_then(|id| self.map.call_of(id));
         let mut event = ApprovalEvent {
@@ -33,18 +38,34 @@ impl Drive {
             by: None,
             message: None,
         };
-        let agent = self.map.agent_of(ask.session.as_deref().unwrap_or_default()).to_owned();
+        let agent = self
+            .map
+            .agent_of(ask.session.as_deref().unwrap_or_default())
+            .to_owned();
         let Some((decision, say)) = known else {
-            self.session.emit(self.number, [(agent, EventBody::Approval(event))]).await?;
+            self.session
+                .emit(self.number, [(agent, EventBody::Approval(event))])
+                .await?;
             self.app.changed();
             return Ok(());
         };
         if say {
-            event.state = if decision == Decision::Reject { ApprovalState::Rejected } else { ApprovalState::Approved };
+            event.state = if decision == Decision::Reject {
+                ApprovalState::Rejected
+            } else {
+                ApprovalState::Approved
+            };
             event.by = Some("standing consent of this session".into());
-            self.session.emit(self.number, [(agent, EventBody::Approval(event))]).await?;
+            self.session
+                .emit(self.number, [(agent, EventBody::Approval(event))])
+                .await?;
         }
-        if let Err(error) = self.agent().opencode().reply_permission(&ask.id, decision, None).await {
+        if let Err(error) = self
+            .agent()
+            .opencode()
+            .reply_permission(&ask.id, decision, None)
+            .await
+        {
             tracing::warn!(session_id = %self.session.id(), %error, "an answer did not reach OpenCode");
         }
         Ok(())
@@ -73,7 +94,10 @@ impl Drive {
     /// Refuses all that is open: an abandoned ask would keep its file locked for everybody.
     pub(super) async fn refuse_asks(&mut self) {
         for ask in self.open_permissions().await {
-            let reply = self.agent().opencode().reply_permission(&ask.id, Decision::Reject, None);
+            let reply = self
+                .agent()
+                .opencode()
+                .reply_permission(&ask.id, Decision::Reject, None);
             if let Err(error) = reply.await {
                 tracing::warn!(session_id = %self.session.id(), %error, "a refusal did not reach OpenCode");
             }
@@ -87,7 +111,11 @@ impl Drive {
     async fn open_permissions(&self) -> Vec<Permission> {
         match self.agent().opencode().permissions().await {
             Ok(mut asks) => {
-                asks.retain(|ask| ask.session.as_deref().is_some_and(|session| self.map.owns(session)));
+                asks.retain(|ask| {
+                    ask.session
+                        .as_deref()
+                        .is_some_and(|session| self.map.owns(session))
+                });
                 asks
             }
             Err(error) => {
@@ -100,9 +128,11 @@ impl Drive {
     /// Ids of questions that this turn's sessions ask.
     async fn open_questions(&self) -> Vec<String> {
         match self.agent().opencode().questions().await {
-            Ok(asks) => {
-                asks.into_iter().filter(|ask| self.map.owns(&ask.session)).map(|ask| ask.id).collect()
-            }
+            Ok(asks) => asks
+                .into_iter()
+                .filter(|ask| self.map.owns(&ask.session))
+                .map(|ask| ask.id)
+                .collect(),
             Err(error) => {
                 tracing::warn!(session_id = %self.session.id(), %error, "open questions are not to be had");
                 Vec::new()

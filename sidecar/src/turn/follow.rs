@@ -46,7 +46,8 @@ impl Drive {
             self.take_up_asks().await?;
             self.settle().await?;
         } else {
-            self.emit_status(StatusKind::Running, "the agent has the prompt").await?;
+            self.emit_status(StatusKind::Running, "the agent has the prompt")
+                .await?;
         }
         self.app.changed();
         self.listen(&mut events, again).await.map(Some)
@@ -58,17 +59,27 @@ impl Drive {
         let opencode = agent.opencode();
         let rules = crate::agent::launch::session_rules(
             &self.app.config.pod(),
-            self.session.created.model_config.as_ref().and_then(|m| m.enabled_tools.as_deref()),
+            self.session
+                .created
+                .model_config
+                .as_ref()
+                .and_then(|m| m.enabled_tools.as_deref()),
         );
         let title = self.session.id().to_string();
-        if let Err(error) = opencode.ensure_session(self.oc_session(), &title, &rules).await {
+        if let Err(error) = opencode
+            .ensure_session(self.oc_session(), &title, &rules)
+            .await
+        {
             return Ok(Err(error));
         }
         if self.delivered {
             return Ok(Ok(()));
         }
         // A crash between the prompt and the note below leaves a message that OpenCode knows.
-        let known = match opencode.has_message(self.oc_session(), &self.message_id).await {
+        let known = match opencode
+            .has_message(self.oc_session(), &self.message_id)
+            .await
+        {
             Ok(known) => known,
             Err(error) => return Ok(Err(error)),
         };
@@ -92,10 +103,13 @@ impl Drive {
 
     fn system_prompt(&self) -> Option<String> {
         let pod = self.app.config.pod();
-        let parts: Vec<&str> = [pod.system_prompt.as_deref(), self.session.created.system_prompt.as_deref()]
-            .into_iter()
-            .flatten()
-            .collect();
+        let parts: Vec<&str> = [
+            pod.system_prompt.as_deref(),
+            self.session.created.system_prompt.as_deref(),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
         (!parts.is_empty()).then(|| parts.join("\n\n"))
     }
 
@@ -111,7 +125,11 @@ impl Drive {
     }
 
     /// Listens until the turn's end is known.
-    async fn listen(&mut self, events: &mut Subscription, resumed: bool) -> Result<End, JournalError> {
+    async fn listen(
+        &mut self,
+        events: &mut Subscription,
+        resumed: bool,
+    ) -> Result<End, JournalError> {
         let mut suspicion = resumed.then(Instant::now);
         let mut next_look = Instant::now() + if resumed { LOOK_FAST } else { LOOK_SLOW };
         loop {
@@ -162,14 +180,19 @@ impl Drive {
         match &event.kind {
             OcKind::PermissionAsked(ask) => self.permission_asked(ask).await?,
             OcKind::QuestionAsked { id, .. } => self.question_asked(id).await,
-            OcKind::SessionCreated { id, .. } if self.map.owns(event.session.as_deref().unwrap_or(id)) => {}
+            OcKind::SessionCreated { id, .. }
+                if self.map.owns(event.session.as_deref().unwrap_or(id)) => {}
             _ => {}
         }
         let mapped = self.map.on_event(event);
         if !mapped.is_empty() {
             self.emit(mapped).await?;
         }
-        if let OcKind::SessionCreated { id, parent_id: Some(_), .. } = &event.kind
+        if let OcKind::SessionCreated {
+            id,
+            parent_id: Some(_),
+            ..
+        } = &event.kind
             && self.map.owns(id)
         {
             self.app.bindings.bind_child(id, self.oc_session());
@@ -223,7 +246,9 @@ impl Drive {
             match opencode.children(&session).await {
                 Ok(children) => {
                     for child in children {
-                        let mapped = self.map.adopt_child(&child.id, &session, child.title.as_deref());
+                        let mapped =
+                            self.map
+                                .adopt_child(&child.id, &session, child.title.as_deref());
                         self.emit(mapped).await?;
                         if self.map.owns(&child.id) {
                             self.app.bindings.bind_child(&child.id, self.oc_session());
@@ -284,7 +309,9 @@ impl Drive {
         }
         Ok(End::failed(
             TurnError::AgentDied,
-            format!("OpenCode ended in mid-turn: {reason}. What it stored is kept; send a prompt to go on"),
+            format!(
+                "OpenCode ended in mid-turn: {reason}. What it stored is kept; send a prompt to go on"
+            ),
         ))
     }
 }

@@ -50,7 +50,11 @@ pub(crate) enum End {
 
 impl End {
     fn failed(code: TurnError, error: impl Into<String>) -> Self {
-        Self::Failed(ErrorEvent { error: error.into(), fatal: true, code })
+        Self::Failed(ErrorEvent {
+            error: error.into(),
+            fatal: true,
+            code,
+        })
     }
 }
 
@@ -58,7 +62,9 @@ impl From<JournalError> for End {
     fn from(error: JournalError) -> Self {
         Self::failed(
             TurnError::DiskFull,
-            format!("{error}. The turn was stopped; free space on the volume, then send the prompt again"),
+            format!(
+                "{error}. The turn was stopped; free space on the volume, then send the prompt again"
+            ),
         )
     }
 }
@@ -80,11 +86,23 @@ struct Drive {
 /// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
 /// even to a full volume (the journal keeps a reserve).
 pub(crate) async fn run(app: Arc<App>, turn: Turn) {
-    let Turn { session, number, message_id, prompt, target, running, delivered, events } = turn;
+    let Turn {
+        session,
+        number,
+        message_id,
+        prompt,
+        target,
+        running,
+        delivered,
+        events,
+    } = turn;
     let oc_session = session.created.opencode_session.clone();
     app.bindings.bind(&oc_session, Arc::clone(&target));
-    let mut map =
-        TurnMap::new(oc_session.clone(), message_id.clone(), app.settings.workspace_dir.clone());
+    let mut map = TurnMap::new(
+        oc_session.clone(),
+        message_id.clone(),
+        app.settings.workspace_dir.clone(),
+    );
     for event in &events {
         map.restore(event);
     }
@@ -142,11 +160,15 @@ impl Drive {
 
     async fn emit_status(&self, kind: StatusKind, text: &str) -> Result<(), JournalError> {
         let body = EventBody::Status(Status::new(kind, text));
-        self.session.emit(self.number, [(MAIN_AGENT.to_owned(), body)]).await
+        self.session
+            .emit(self.number, [(MAIN_AGENT.to_owned(), body)])
+            .await
     }
 
     async fn emit(&self, mapped: Vec<crate::agent::map::Mapped>) -> Result<(), JournalError> {
-        self.session.emit(self.number, mapped.into_iter().map(|m| (m.agent, m.body))).await
+        self.session
+            .emit(self.number, mapped.into_iter().map(|m| (m.agent, m.body)))
+            .await
     }
 
     async fn to_end(&mut self) -> End {
@@ -212,12 +234,17 @@ impl Drive {
             idle = self.idle_within(Duration::from_secs(1)).await;
             self.refuse_asks().await;
         }
-        if tokio::time::timeout(SETTLE_BOUND, self.settle()).await.is_err() {
+        if tokio::time::timeout(SETTLE_BOUND, self.settle())
+            .await
+            .is_err()
+        {
             tracing::warn!(session_id = %self.session.id(), "stored messages were not read in time");
         }
         let alone = self.app.store.running() <= 1;
         if !idle && alone {
-            self.agent().restart("it did not become idle after an abort").await;
+            self.agent()
+                .restart("it did not become idle after an abort")
+                .await;
         } else if alone {
             self.agent().reap().await;
         }
@@ -248,7 +275,12 @@ impl Drive {
             }
         };
         let name = body.name();
-        let event = Event { turn: self.number, ts: now(), agent: MAIN_AGENT.into(), body };
+        let event = Event {
+            turn: self.number,
+            ts: now(),
+            agent: MAIN_AGENT.into(),
+            body,
+        };
         let recorded = match self.session.end(event) {
             Ok(ticket) => self.app.store.durable(&self.session, ticket).await,
             Err(error) => Err(error),
@@ -270,13 +302,24 @@ pub(crate) async fn refuse(
     fields: &[contract::FieldError],
     running: &Running,
 ) {
-    let rules: Vec<String> = fields.iter().map(|f| format!("{} {}", f.field, f.rule)).collect();
+    let rules: Vec<String> = fields
+        .iter()
+        .map(|f| format!("{} {}", f.field, f.rule))
+        .collect();
     let body = EventBody::Error(ErrorEvent {
-        error: format!("after a restart the turn's model can no longer be used: {}", rules.join("; ")),
+        error: format!(
+            "after a restart the turn's model can no longer be used: {}",
+            rules.join("; ")
+        ),
         fatal: true,
         code: TurnError::ModelNotFound,
     });
-    let event = Event { turn, ts: now(), agent: MAIN_AGENT.into(), body };
+    let event = Event {
+        turn,
+        ts: now(),
+        agent: MAIN_AGENT.into(),
+        body,
+    };
     let recorded = match session.end(event) {
         Ok(ticket) => app.store.durable(session, ticket).await,
         Err(error) => Err(error),

@@ -8,7 +8,12 @@ use std::{
     fmt::Write as _,
     time::{Duration, Instant},
 };
-use tests::{Model, Namespace, Recorder, Session, eventually, kubectl::kubectl, run, session::{KEY, READY, TURN}};
+use tests::{
+    Model, Namespace, Recorder, Session, eventually,
+    kubectl::kubectl,
+    run,
+    session::{KEY, READY, TURN},
+};
 
 /// Runs of each figure.
 const RUNS: usize = 5;
@@ -30,10 +35,16 @@ fn println_report(report: &str) {
 /// `name: median (least to most)` of milliseconds.
 fn row(report: &mut String, name: &str, mut values: Vec<f64>, unit: &str) {
     values.sort_by(f64::total_cmp);
-    let (Some(first), Some(last)) = (values.first(), values.last()) else { return };
+    let (Some(first), Some(last)) = (values.first(), values.last()) else {
+        return;
+    };
     let median = values[values.len() / 2];
-    writeln!(report, "| {name} | {median:.1} {unit} | {first:.1} to {last:.1} | {} |", values.len())
-        .expect("a String takes everything");
+    writeln!(
+        report,
+        "| {name} | {median:.1} {unit} | {first:.1} to {last:.1} | {} |",
+        values.len()
+    )
+    .expect("a String takes everything");
 }
 
 fn ms(duration: Duration) -> f64 {
@@ -44,12 +55,14 @@ fn ms(duration: Duration) -> f64 {
 async fn starts(ns: &Namespace, report: &mut String) {
     let model = Model::start(ns, "model", KEY).await;
     ns.secret("model-key", "key", KEY).await;
-    let (mut to_ready, mut to_event, mut to_turn, mut own, mut ours) = (vec![], vec![], vec![], vec![], vec![]);
+    let (mut to_ready, mut to_event, mut to_turn, mut own, mut ours) =
+        (vec![], vec![], vec![], vec![], vec![]);
     for i in 0..RUNS {
         let name = format!("start-{i}");
         let began = Instant::now();
         let providers = json!([model.provider("compatible", "model-key")]);
-        let session = Session::apply_with(ns, &name, Some("SCENARIO:hello"), providers, json!({})).await;
+        let session =
+            Session::apply_with(ns, &name, Some("SCENARIO:hello"), providers, json!({})).await;
         let mut recorder = Recorder::default();
         let id = session.prompt_id();
         let mut stream = recorder.open(&session, &id).await.expect("a stream");
@@ -65,13 +78,24 @@ async fn starts(ns: &Namespace, report: &mut String) {
         let opencode = opencode_start(&session).await;
         own.push(opencode);
         ours.push(container_to_ready(&session).await);
-        ns.kubectl(&["delete", "ocs", &name, "--wait=true"], "").await;
+        ns.kubectl(&["delete", "ocs", &name, "--wait=true"], "")
+            .await;
     }
     row(report, "apply → first event readable", to_event, "ms");
     row(report, "apply → Ready (a turn could run)", to_ready, "ms");
     row(report, "apply → turn of one model call done", to_turn, "ms");
-    row(report, "OpenCode's own start in the same pod, alone (spawn → /global/health)", own, "ms");
-    row(report, "agent container started → pod Ready (1 s granularity of Kubernetes)", ours, "ms");
+    row(
+        report,
+        "OpenCode's own start in the same pod, alone (spawn → /global/health)",
+        own,
+        "ms",
+    );
+    row(
+        report,
+        "agent container started → pod Ready (1 s granularity of Kubernetes)",
+        ours,
+        "ms",
+    );
 }
 
 /// Starts a second OpenCode in the agent container, on another port and HOME, and waits for its health.
@@ -88,14 +112,23 @@ async fn opencode_start(session: &Session) -> f64 {
         end=$(date +%s%N); kill $pid; rm -rf /tmp/own; echo $(((end - start) / 1000))
     "#;
     let said = session.exec("agent", &["bash", "-c", script]).await;
-    let micros: f64 = said.out.trim().parse().unwrap_or_else(|_| panic!("no time: {} {}", said.out, said.err));
+    let micros: f64 = said
+        .out
+        .trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("no time: {} {}", said.out, said.err));
     micros / 1000.0
 }
 
 async fn container_to_ready(session: &Session) -> f64 {
     let pod = session.pod().await;
     let status = pod.status.expect("a status");
-    let ready = status.conditions.iter().flatten().find(|c| c.type_ == "Ready").and_then(|c| c.last_transition_time.clone());
+    let ready = status
+        .conditions
+        .iter()
+        .flatten()
+        .find(|c| c.type_ == "Ready")
+        .and_then(|c| c.last_transition_time.clone());
     let started = status
         .container_statuses
         .iter()
@@ -103,7 +136,9 @@ async fn container_to_ready(session: &Session) -> f64 {
         .find(|c| c.name == "agent")
         .and_then(|c| c.state.as_ref()?.running.as_ref()?.started_at.clone());
     match (ready, started) {
-        (Some(ready), Some(started)) => (ready.0.as_second() - started.0.as_second()) as f64 * 1000.0,
+        (Some(ready), Some(started)) => {
+            (ready.0.as_second() - started.0.as_second()) as f64 * 1000.0
+        }
         _ => f64::NAN,
     }
 }
@@ -135,24 +170,52 @@ async fn turns(ns: &Namespace, report: &mut String) {
     delays.sort_by(f64::total_cmp);
     let at = |q: f64| delays[((delays.len() - 1) as f64 * q) as usize];
     writeln!(report, "| OpenCode's event recorded → client's bytes, p50 / p99 (1 ms granularity) | {:.0} ms / {:.0} ms | to {:.0} | {} |", at(0.5), at(0.99), at(1.0), delays.len()).expect("a String");
-    let text: usize = recorder.texts(OutputSource::Assistant).values().map(String::len).sum();
-    let bytes: usize = recorder.events.iter().filter(|e| matches!(e.event.body, EventBody::Output(_))).map(|e| serde_json::to_string(&e.event).map_or(0, |s| s.len() + 31)).sum();
-    writeln!(report, "| journal bytes per byte of text, words at 10 ms | {:.1} | – | 1 |", bytes as f64 / text as f64).expect("a String");
+    let text: usize = recorder
+        .texts(OutputSource::Assistant)
+        .values()
+        .map(String::len)
+        .sum();
+    let bytes: usize = recorder
+        .events
+        .iter()
+        .filter(|e| matches!(e.event.body, EventBody::Output(_)))
+        .map(|e| serde_json::to_string(&e.event).map_or(0, |s| s.len() + 31))
+        .sum();
+    writeln!(
+        report,
+        "| journal bytes per byte of text, words at 10 ms | {:.1} | – | 1 |",
+        bytes as f64 / text as f64
+    )
+    .expect("a String");
 
     let mut cancels = Vec::new();
     for i in 0..RUNS {
-        let id = session.create(&format!("cancel-{i}"), "SCENARIO:bash-sleep").await;
+        let id = session
+            .create(&format!("cancel-{i}"), "SCENARIO:bash-sleep")
+            .await;
         eventually("the tool at work", TURN, || async {
-            let page = client.events(&id, None, 1000).await.map_err(|e| e.to_string())?;
+            let page = client
+                .events(&id, None, 1000)
+                .await
+                .map_err(|e| e.to_string())?;
             let called = page.events.iter().any(|e| e.event["type"] == "tool_call");
-            if called { Ok(()) } else { Err(format!("{} events", page.events.len())) }
+            if called {
+                Ok(())
+            } else {
+                Err(format!("{} events", page.events.len()))
+            }
         })
         .await;
         let began = Instant::now();
         client.cancel(&id).await.expect("cancelled");
         cancels.push(ms(began.elapsed()));
     }
-    row(report, "cancel → idle, tools reaped, recorded (204)", cancels, "ms");
+    row(
+        report,
+        "cancel → idle, tools reaped, recorded (204)",
+        cancels,
+        "ms",
+    );
     let busy = session.create("busy", "SCENARIO:slow 300 20").await;
     memory(ns, &session, "in a turn", report).await;
     session.read(&busy).await.check();
@@ -168,18 +231,45 @@ async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut Stri
             let environ = std::fs::read(path.join("environ")).unwrap_or_default();
             let first = cmdline.split(|b| *b == 0).next().unwrap_or_default();
             let ours = first == binary.as_bytes()
-                && (wanted.is_empty() || environ.split(|b| *b == 0).any(|v| v == format!("HOSTNAME={wanted}").as_bytes()));
+                && (wanted.is_empty()
+                    || environ
+                        .split(|b| *b == 0)
+                        .any(|v| v == format!("HOSTNAME={wanted}").as_bytes()));
             if ours && let Ok(rollup) = std::fs::read_to_string(path.join("smaps_rollup")) {
-                let kb = rollup.lines().find_map(|l| l.strip_prefix("Pss:")?.trim().strip_suffix(" kB")?.trim().parse::<f64>().ok());
+                let kb = rollup.lines().find_map(|l| {
+                    l.strip_prefix("Pss:")?
+                        .trim()
+                        .strip_suffix(" kB")?
+                        .trim()
+                        .parse::<f64>()
+                        .ok()
+                });
                 sum = kb.map(|kb| kb / 1024.0).or(sum);
             }
         }
         sum
     };
-    for (name, binary, host) in [("sidecar", "/sidecar", session.name.as_str()), ("runner", "/opt/opencode-operator/runner/runner", session.name.as_str()), ("operator", "/operator", "")] {
+    for (name, binary, host) in [
+        ("sidecar", "/sidecar", session.name.as_str()),
+        (
+            "runner",
+            "/opt/opencode-operator/runner/runner",
+            session.name.as_str(),
+        ),
+        ("operator", "/operator", ""),
+    ] {
         match pss(binary, host) {
-            Some(mb) => row(report, &format!("PSS of the {name}, {when}"), vec![mb], "MB"),
-            None => writeln!(report, "| PSS of the {name}, {when} | not to be seen from here | – | 0 |").expect("a String"),
+            Some(mb) => row(
+                report,
+                &format!("PSS of the {name}, {when}"),
+                vec![mb],
+                "MB",
+            ),
+            None => writeln!(
+                report,
+                "| PSS of the {name}, {when} | not to be seen from here | – | 0 |"
+            )
+            .expect("a String"),
         }
     }
     let said = kubectl(&["-n", &ns.name, "get", "ocs", "-o", "name"], "").await;

@@ -9,26 +9,64 @@ use serde_json::json;
 use tests::{Model, Namespace, Recorder, Session, kubectl::kubectl, node, run, session::KEY};
 
 /// Nothing that anybody may read of the session holds it.
-async fn nowhere_else(ns: &Namespace, session: &Session, needles: &Needles, histories: &[&Recorder]) {
+async fn nowhere_else(
+    ns: &Namespace,
+    session: &Session,
+    needles: &Needles,
+    histories: &[&Recorder],
+) {
     for args in [
         vec!["logs", "ruff", "--all-containers", "--prefix"],
         vec!["get", "ocs,pods,pvc,events,configmaps", "-o", "yaml"],
         vec!["describe", "ocs,pods,pvc"],
     ] {
         let out = ns.kubectl(&args, "").await;
-        assert!(!needles.in_text(&out), "the key is in what `kubectl {}` says", args.join(" "));
+        assert!(
+            !needles.in_text(&out),
+            "the key is in what `kubectl {}` says",
+            args.join(" ")
+        );
     }
-    let args = ["-n", "opencode-operator-system", "logs", "-l", "app.kubernetes.io/name=opencode-operator", "--tail=-1"];
-    assert!(!needles.in_text(&kubectl(&args, "").await.out), "the key is in the operator's log");
+    let args = [
+        "-n",
+        "opencode-operator-system",
+        "logs",
+        "-l",
+        "app.kubernetes.io/name=opencode-operator",
+        "--tail=-1",
+    ];
+    assert!(
+        !needles.in_text(&kubectl(&args, "").await.out),
+        "the key is in the operator's log"
+    );
     for history in histories {
         for seen in &history.events {
-            assert!(!needles.in_text(&seen.raw), "the key is in event {}", seen.n);
+            assert!(
+                !needles.in_text(&seen.raw),
+                "the key is in event {}",
+                seen.n
+            );
         }
     }
-    let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let http = reqwest::Client::builder()
+        .no_proxy()
+        .build()
+        .expect("a client");
     let url = session.url().await;
-    for path in ["/sessions", "/sessions/ruff/status", "/sessions/ruff/events?limit=1000", "/sessions/ruff/diff", "/metrics", "/ready"] {
-        let answer = http.get(format!("{url}{path}")).bearer_auth(&session.token).send().await.expect("answered");
+    for path in [
+        "/sessions",
+        "/sessions/ruff/status",
+        "/sessions/ruff/events?limit=1000",
+        "/sessions/ruff/diff",
+        "/metrics",
+        "/ready",
+    ] {
+        let answer = http
+            .get(format!("{url}{path}"))
+            .bearer_auth(&session.token)
+            .send()
+            .await
+            .expect("answered");
         let text = answer.text().await.expect("a text");
         assert!(!needles.in_text(&text), "the key is in {path}");
     }
@@ -49,34 +87,60 @@ fn no_search_from_the_agents_side_finds_the_key() {
         // Refuses the key, and repeats it in its error as providers do.
         let refuses = Model::start(&ns, "refuses", KEY).await;
         ns.secret("model-key", "key", needles.key()).await;
-        let providers = json!([model.provider("compatible", "model-key"), refuses.provider("anthropic", "model-key")]);
-        let session = Session::apply_with(&ns, "ruff", Some("SCENARIO:demo"), providers, json!({})).await;
+        let providers = json!([
+            model.provider("compatible", "model-key"),
+            refuses.provider("anthropic", "model-key")
+        ]);
+        let session =
+            Session::apply_with(&ns, "ruff", Some("SCENARIO:demo"), providers, json!({})).await;
         let history = session.read(&session.prompt_id()).await;
         history.completed();
         let accepted = |r: &serde_json::Value| r["key_sha256"].is_string() && r["status"] == 200;
-        assert!(model.requests().await.iter().any(accepted), "calls with the key succeed");
+        assert!(
+            model.requests().await.iter().any(accepted),
+            "calls with the key succeed"
+        );
 
         let refused = SessionId::new("refused").expect("an id");
         let body = serde_json::from_value(json!({
             "session_id": "refused", "prompt": "SCENARIO:hello", "model_config": {"provider": "anthropic", "model": "any-1"},
         }))
         .expect("a request");
-        session.client().await.create_session(&body).await.expect("taken");
+        session
+            .client()
+            .await
+            .create_session(&body)
+            .await
+            .expect("taken");
         let failure = session.read(&refused).await;
         assert_eq!(failure.failed(), TurnError::ProviderAuth);
-        assert!(refuses.requests().await.iter().any(|r| r["status"] == 401), "the key was sent and refused");
+        assert!(
+            refuses.requests().await.iter().any(|r| r["status"] == 401),
+            "the key was sent and refused"
+        );
 
         // While a turn is under way, with the key in use, and after it.
         let busy = session.create("busy", "SCENARIO:slow-tools 40").await;
         let mut reader = Recorder::default();
-        let works = |r: &Recorder| r.events.iter().filter(|e| matches!(e.event.body, EventBody::ToolResult(_))).count() >= 2;
+        let works = |r: &Recorder| {
+            r.events
+                .iter()
+                .filter(|e| matches!(e.event.body, EventBody::ToolResult(_)))
+                .count()
+                >= 2
+        };
         reader.read_until(&session, &busy, works).await;
         for when in ["in mid-turn", "afterwards"] {
             let report = Report::of(&ns, "ruff", "agent", &needles).await;
             eprintln!("FIGURE {when}: {}", report.looked_at());
             assert_eq!(report.found, [""; 0], "found {when}");
             report.looked_well("opencode");
-            session.client().await.cancel(&busy).await.expect("cancelled");
+            session
+                .client()
+                .await
+                .cancel(&busy)
+                .await
+                .expect("cancelled");
         }
         let busy = session.read(&busy).await;
         nowhere_else(&ns, &session, &needles, &[&history, &failure, &busy]).await;

@@ -2,7 +2,10 @@
 
 use contract::{SessionId, client::ClientError, session::CreateSession};
 use serde_json::json;
-use tests::{Session, eventually, run, session::{READY, TURN}};
+use tests::{
+    Session, eventually, run,
+    session::{READY, TURN},
+};
 
 #[test]
 fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
@@ -13,7 +16,8 @@ fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
         });
         let (session, _model) = Session::apply(&ns, "sanderling", None, patch).await;
         session.ready().await;
-        let memory = "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null";
+        let memory =
+            "cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes 2>/dev/null";
         let said = session.exec("agent", &["sh", "-c", memory]).await;
         assert_eq!(said.out.trim(), (1200_u64 << 20).to_string());
 
@@ -36,15 +40,26 @@ fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
 
         // In place: the pod and its containers stay.
         let before = session.pod().await;
-        session.patch(json!({"agent": {"resources": {"limits": {"memory": "1400Mi"}}}})).await;
+        session
+            .patch(json!({"agent": {"resources": {"limits": {"memory": "1400Mi"}}}}))
+            .await;
         eventually("the new limit in the cgroup", READY, || async {
             let said = session.exec("agent", &["sh", "-c", memory]).await;
-            if said.out.trim() == (1400_u64 << 20).to_string() { Ok(()) } else { Err(said.out + &said.err) }
+            if said.out.trim() == (1400_u64 << 20).to_string() {
+                Ok(())
+            } else {
+                Err(said.out + &said.err)
+            }
         })
         .await;
         let after = session.pod().await;
         assert_eq!(before.metadata.uid, after.metadata.uid);
-        let restarts = after.status.iter().flat_map(|s| s.container_statuses.iter().flatten()).map(|c| c.restart_count).sum::<i32>();
+        let restarts = after
+            .status
+            .iter()
+            .flat_map(|s| s.container_statuses.iter().flatten())
+            .map(|c| c.restart_count)
+            .sum::<i32>();
         assert_eq!(restarts, 0);
         let _ = TURN;
     });

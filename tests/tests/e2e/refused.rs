@@ -12,18 +12,37 @@ fn a_bad_spec_is_refused_with_its_rule() {
             "model": {"provider": "p", "name": "m"},
         });
         let cases: [(&str, Value, &str); 5] = [
-            ("model", json!({"provider": "q", "name": "m"}), "must be the name of an entry of providers"),
-            ("limits", json!({"maxConcurrentSessions": 0}), "maxConcurrentSessions"),
+            (
+                "model",
+                json!({"provider": "q", "name": "m"}),
+                "must be the name of an entry of providers",
+            ),
+            (
+                "limits",
+                json!({"maxConcurrentSessions": 0}),
+                "maxConcurrentSessions",
+            ),
             ("limits", json!({"turnTimeout": "0s"}), "must lie between"),
-            ("journal", json!({"storage": "1Gi"}), "only with workspace.existingClaim"),
+            (
+                "journal",
+                json!({"storage": "1Gi"}),
+                "only with workspace.existingClaim",
+            ),
             ("prompt", json!("   "), "must not be blank"),
         ];
         for (field, value, says) in cases {
             let mut spec = good.clone();
             spec[field] = value;
             let object = json!({"apiVersion": "opencode-operator.dev/v1alpha1", "kind": "OpenCodeSession", "metadata": {"name": "bad"}, "spec": spec});
-            let said = ns.try_kubectl(&["apply", "-f", "-"], &object.to_string()).await;
-            assert!(!said.ok && said.err.contains(says), "{field}: {} {}", said.out, said.err);
+            let said = ns
+                .try_kubectl(&["apply", "-f", "-"], &object.to_string())
+                .await;
+            assert!(
+                !said.ok && said.err.contains(says),
+                "{field}: {} {}",
+                said.out,
+                said.err
+            );
         }
         let said = ns.kubectl(&["get", "ocs,pods,pvc", "-o", "name"], "").await;
         assert_eq!(said, "");
@@ -36,7 +55,10 @@ fn bad_requests_get_a_4xx_that_names_field_and_rule_at_once() {
         let (session, _model) = Session::apply(&ns, "knot", None, json!({})).await;
         session.client().await;
         let url = session.url().await;
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client");
         let long = "x".repeat(5 * 1024 * 1024 + 1);
         let cases: Vec<(String, u16, &str)> = vec![
             ("{".into(), 400, "body"),
@@ -67,16 +89,37 @@ fn bad_requests_get_a_4xx_that_names_field_and_rule_at_once() {
             assert_eq!(answer.status(), status, "{shown}");
             assert!(answer.headers().contains_key("x-request-id"), "{shown}");
             let answer: Value = answer.json().await.expect("JSON");
-            let fields = answer["details"]["fields"].as_array().cloned().unwrap_or_default();
-            assert!(fields.iter().any(|f| f["field"].as_str().is_some_and(|f| f.starts_with(field))), "{shown}: {answer}");
-            assert!(began.elapsed() < Duration::from_secs(1), "{shown} took {:?}", began.elapsed());
+            let fields = answer["details"]["fields"]
+                .as_array()
+                .cloned()
+                .unwrap_or_default();
+            assert!(
+                fields
+                    .iter()
+                    .any(|f| f["field"].as_str().is_some_and(|f| f.starts_with(field))),
+                "{shown}: {answer}"
+            );
+            assert!(
+                began.elapsed() < Duration::from_secs(1),
+                "{shown} took {:?}",
+                began.elapsed()
+            );
         }
         for token in ["", "wrong", "eyJhbGciOiJub25lIn0.e30."] {
-            let answer = http.get(format!("{url}/sessions")).bearer_auth(token).send().await.expect("answered");
+            let answer = http
+                .get(format!("{url}/sessions"))
+                .bearer_auth(token)
+                .send()
+                .await
+                .expect("answered");
             assert_eq!(answer.status(), 401, "{token}");
         }
         for open in ["/healthz", "/health", "/ready"] {
-            let answer = http.get(format!("{url}{open}")).send().await.expect("answered");
+            let answer = http
+                .get(format!("{url}{open}"))
+                .send()
+                .await
+                .expect("answered");
             assert_ne!(answer.status(), 401, "{open}");
         }
         let huge = http
@@ -86,7 +129,12 @@ fn bad_requests_get_a_4xx_that_names_field_and_rule_at_once() {
             .send()
             .await;
         assert!(huge.is_err() || huge.is_ok_and(|answer| answer.status().is_client_error()));
-        let list = session.client().await.sessions().await.expect("still there");
+        let list = session
+            .client()
+            .await
+            .sessions()
+            .await
+            .expect("still there");
         assert!(list.sessions.is_empty(), "nothing was begun: {list:?}");
     });
 }

@@ -9,13 +9,16 @@ use tests::{Recorder, Session, run, session::TURN};
 #[test]
 fn a_hundred_cuts_in_one_stream_lose_and_double_nothing() {
     run("cuts", |ns| async move {
-        let (session, _model) = Session::apply(&ns, "swift", Some("SCENARIO:bash-chatty"), json!({})).await;
+        let (session, _model) =
+            Session::apply(&ns, "swift", Some("SCENARIO:bash-chatty"), json!({})).await;
         let id = session.prompt_id();
         let mut cut = Recorder::default();
         let reading = async {
             let mut wanted = 1_u64;
             while !cut.ended() {
-                let Some(mut stream) = cut.open(&session, &id).await else { break };
+                let Some(mut stream) = cut.open(&session, &id).await else {
+                    break;
+                };
                 let mut got = 0;
                 while let Some(Ok(event)) = stream.next().await {
                     cut.take(&event);
@@ -43,7 +46,10 @@ fn a_hundred_cuts_in_one_stream_lose_and_double_nothing() {
         tokio::time::timeout(TURN, reading).await.expect("in time");
         let whole = session.read(&id).await;
         whole.check();
-        let text = |r: &Recorder| serde_json::to_string(&r.events.iter().map(|e| &e.event).collect::<Vec<_>>()).expect("JSON");
+        let text = |r: &Recorder| {
+            serde_json::to_string(&r.events.iter().map(|e| &e.event).collect::<Vec<_>>())
+                .expect("JSON")
+        };
         assert_eq!(text(&cut), text(&whole));
         assert!(cut.connections >= 100, "{}", cut.connections);
     });
@@ -52,16 +58,40 @@ fn a_hundred_cuts_in_one_stream_lose_and_double_nothing() {
 #[test]
 fn cursors_are_served_or_refused_by_the_rules() {
     run("cursors", |ns| async move {
-        let (session, _model) = Session::apply(&ns, "plover", Some("SCENARIO:hello"), json!({})).await;
+        let (session, _model) =
+            Session::apply(&ns, "plover", Some("SCENARIO:hello"), json!({})).await;
         let id = session.prompt_id();
         let whole = session.read(&id).await;
         let last = whole.cursor().expect("events");
         let client = session.client().await;
-        assert!(client.stream(&id, Some(last), false).await.expect("taken").is_none(), "204 at the end");
-        let http = reqwest::Client::builder().no_proxy().build().expect("a client");
+        assert!(
+            client
+                .stream(&id, Some(last), false)
+                .await
+                .expect("taken")
+                .is_none(),
+            "204 at the end"
+        );
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .build()
+            .expect("a client");
         let url = format!("{}/sessions/{id}/stream", session.url().await);
-        let ask = |cursor: String| http.get(&url).bearer_auth(&session.token).header("Last-Event-ID", cursor).timeout(Duration::from_secs(5)).send();
-        for bad in ["x", "1", "-1", "00000000000000aa", &format!("{}-{}", last.epoch, last.n + 1), &format!("{}-99999999999999999999999", last.epoch)] {
+        let ask = |cursor: String| {
+            http.get(&url)
+                .bearer_auth(&session.token)
+                .header("Last-Event-ID", cursor)
+                .timeout(Duration::from_secs(5))
+                .send()
+        };
+        for bad in [
+            "x",
+            "1",
+            "-1",
+            "00000000000000aa",
+            &format!("{}-{}", last.epoch, last.n + 1),
+            &format!("{}-99999999999999999999999", last.epoch),
+        ] {
             let answer = ask(bad.to_owned()).await.expect("answered");
             assert_eq!(answer.status(), 400, "{bad}");
             let body: serde_json::Value = answer.json().await.expect("JSON");
@@ -69,12 +99,22 @@ fn cursors_are_served_or_refused_by_the_rules() {
         }
         // Another history: one gap, then everything.
         let mut other = Recorder::default();
-        let foreign = Cursor { epoch: Epoch(last.epoch.0 ^ 1), n: 3 };
-        let mut stream = client.stream(&id, Some(foreign), false).await.expect("taken").expect("a stream");
+        let foreign = Cursor {
+            epoch: Epoch(last.epoch.0 ^ 1),
+            n: 3,
+        };
+        let mut stream = client
+            .stream(&id, Some(foreign), false)
+            .await
+            .expect("taken")
+            .expect("a stream");
         while let Some(Ok(event)) = stream.next().await {
             other.take(&event);
         }
-        assert_eq!((other.gaps.len(), other.events.len()), (1, whole.events.len()));
+        assert_eq!(
+            (other.gaps.len(), other.events.len()),
+            (1, whole.events.len())
+        );
         // Pages tell the same as the stream.
         let mut paged = 0;
         let mut after = None;
@@ -88,6 +128,9 @@ fn cursors_are_served_or_refused_by_the_rules() {
         }
         assert_eq!(paged, whole.events.len());
         let unknown = SessionId::new("nobody").expect("an id");
-        assert!(matches!(client.stream(&unknown, None, false).await, Err(contract::client::ClientError::Api { status: 404, .. })));
+        assert!(matches!(
+            client.stream(&unknown, None, false).await,
+            Err(contract::client::ClientError::Api { status: 404, .. })
+        ));
     });
 }

@@ -2,16 +2,37 @@
 
 use serde_json::json;
 use std::time::Duration;
-use tests::{Model, Session, eventually, kubectl::kubectl, run, session::{KEY, READY}};
+use tests::{
+    Model, Session, eventually,
+    kubectl::kubectl,
+    run,
+    session::{KEY, READY},
+};
 
 const SYSTEM: [&str; 2] = ["-n", "opencode-operator-system"];
 const OPERATOR: &str = "app.kubernetes.io/name=opencode-operator";
 
 async fn phase(session: &Session, wanted: &str) {
-    eventually(&format!("phase {wanted} of {}", session.name), READY, || async {
-        let said = session.ns.kubectl(&["get", "ocs", &session.name, "-o", "jsonpath={.status.phase}"], "").await;
-        if said == wanted { Ok(()) } else { Err(said) }
-    })
+    eventually(
+        &format!("phase {wanted} of {}", session.name),
+        READY,
+        || async {
+            let said = session
+                .ns
+                .kubectl(
+                    &[
+                        "get",
+                        "ocs",
+                        &session.name,
+                        "-o",
+                        "jsonpath={.status.phase}",
+                    ],
+                    "",
+                )
+                .await;
+            if said == wanted { Ok(()) } else { Err(said) }
+        },
+    )
     .await;
 }
 
@@ -27,27 +48,54 @@ fn one_object_that_cannot_be_read_does_not_stop_the_others() {
         let poison = json!({"status": {"conditions": [{
             "type": "Ready", "status": "False", "reason": "Poison", "message": "", "lastTransitionTime": "2026-11-21T08:00:00+99:99",
         }]}});
-        let patch = ["patch", "ocs", "phalarope", "--subresource=status", "--type=merge", "-p"];
+        let patch = [
+            "patch",
+            "ocs",
+            "phalarope",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+        ];
         let poison = poison.to_string();
         let args: Vec<&str> = patch.iter().copied().chain([poison.as_str()]).collect();
         ns.kubectl(&args, "").await;
         assert!(bad.object().await.is_err(), "kube's types cannot read it");
 
         // Those that came later are served: by the operator that runs, and by one that begins with it in its first list.
-        let other = Session::apply_with(&ns, "sanderling", None, providers(), suspended.clone()).await;
+        let other =
+            Session::apply_with(&ns, "sanderling", None, providers(), suspended.clone()).await;
         phase(&other, "Suspended").await;
-        let all: Vec<&str> = SYSTEM.iter().copied().chain(["delete", "pod", "-l", OPERATOR, "--wait=true"]).collect();
+        let all: Vec<&str> = SYSTEM
+            .iter()
+            .copied()
+            .chain(["delete", "pod", "-l", OPERATOR, "--wait=true"])
+            .collect();
         assert!(kubectl(&all, "").await.ok);
         let third = Session::apply_with(&ns, "godwit", None, providers(), suspended).await;
         phase(&third, "Suspended").await;
 
         // Somebody is told which one it is.
-        let logs: Vec<&str> = SYSTEM.iter().copied().chain(["logs", "-l", OPERATOR, "--tail=2000"]).collect();
-        eventually("the operator's log to name it", Duration::from_secs(30), || async {
-            let said = kubectl(&logs, "").await;
-            let named = said.out.lines().any(|line| line.contains("phalarope") && line.contains(&ns.name));
-            if named { Ok(()) } else { Err(said.out.lines().rev().take(3).collect()) }
-        })
+        let logs: Vec<&str> = SYSTEM
+            .iter()
+            .copied()
+            .chain(["logs", "-l", OPERATOR, "--tail=2000"])
+            .collect();
+        eventually(
+            "the operator's log to name it",
+            Duration::from_secs(30),
+            || async {
+                let said = kubectl(&logs, "").await;
+                let named = said
+                    .out
+                    .lines()
+                    .any(|line| line.contains("phalarope") && line.contains(&ns.name));
+                if named {
+                    Ok(())
+                } else {
+                    Err(said.out.lines().rev().take(3).collect())
+                }
+            },
+        )
         .await;
 
         // Mended, it is served again.

@@ -42,33 +42,79 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
             ],
         }});
         ns.kubectl(&["apply", "-f", "-"], &pod.to_string()).await;
-        ns.kubectl(&["wait", "--for=condition=Ready", "pod/weak", "--timeout=90s"], "").await;
+        ns.kubectl(
+            &["wait", "--for=condition=Ready", "pod/weak", "--timeout=90s"],
+            "",
+        )
+        .await;
 
         // What comes by standard input is in no argument, no variable and no file: only where the program puts it.
         let keep = |container: &'static str, program: &'static [&'static str]| {
             let ns = ns.clone();
             let key = format!("{}\n", needles.key());
             tokio::spawn(async move {
-                let args: Vec<_> = ["exec", "-i", "weak", "-c", container, "--"].iter().chain(program).copied().collect();
+                let args: Vec<_> = ["exec", "-i", "weak", "-c", container, "--"]
+                    .iter()
+                    .chain(program)
+                    .copied()
+                    .collect();
                 ns.try_kubectl(&args, &key).await
             })
         };
         let holders = [
-            keep("memory", &["perl", "-e", "$key = <STDIN>; $0 = 'holder'; sleep 600"]),
+            keep(
+                "memory",
+                &["perl", "-e", "$key = <STDIN>; $0 = 'holder'; sleep 600"],
+            ),
             // Written to a file that has no name any more, by a process that then becomes another: only its descriptor leads there.
-            keep("descriptor", &["perl", "-e", "open(F, '+>', '/tmp/held'); syswrite(F, scalar <STDIN>); unlink '/tmp/held'; fcntl(F, 2, 0); exec {'sleep'} 'holder', 600"]),
-            keep("encoded", &["sh", "-c", "base64 -w 0 > /tmp/encoded; exec perl -e '$0 = \"holder\"; sleep 600'"]),
+            keep(
+                "descriptor",
+                &[
+                    "perl",
+                    "-e",
+                    "open(F, '+>', '/tmp/held'); syswrite(F, scalar <STDIN>); unlink '/tmp/held'; fcntl(F, 2, 0); exec {'sleep'} 'holder', 600",
+                ],
+            ),
+            keep(
+                "encoded",
+                &[
+                    "sh",
+                    "-c",
+                    "base64 -w 0 > /tmp/encoded; exec perl -e '$0 = \"holder\"; sleep 600'",
+                ],
+            ),
         ];
         for container in ["memory", "descriptor", "encoded"] {
             eventually("the holder", Duration::from_secs(30), || async {
-                let said = ns.try_kubectl(&["exec", "weak", "-c", container, "--", "sh", "-c", "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep '^h'"], "").await;
-                if said.out.contains("holder") { Ok(()) } else { Err(said.out + &said.err) }
+                let said = ns
+                    .try_kubectl(
+                        &[
+                            "exec",
+                            "weak",
+                            "-c",
+                            container,
+                            "--",
+                            "sh",
+                            "-c",
+                            "cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep '^h'",
+                        ],
+                        "",
+                    )
+                    .await;
+                if said.out.contains("holder") {
+                    Ok(())
+                } else {
+                    Err(said.out + &said.err)
+                }
             })
             .await;
         }
         let cases: [(&str, &[&str]); 7] = [
             ("clean", &[]),
-            ("variable", &["environment of this process", "environ ", "memory "]),
+            (
+                "variable",
+                &["environment of this process", "environ ", "memory "],
+            ),
             ("file", &["file /keys/"]),
             ("argument", &["cmdline "]),
             ("memory", &["memory "]),
@@ -79,13 +125,19 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
             let report = Report::of(&ns, "weak", container, &needles).await;
             eprintln!("FIGURE weakened by {container}: {:?}", report.found);
             for find in finds {
-                assert!(report.has(find), "{container}: {find} was not found: {report:#?}");
+                assert!(
+                    report.has(find),
+                    "{container}: {find} was not found: {report:#?}"
+                );
             }
             if finds.is_empty() {
                 assert_eq!(report.found, [""; 0]);
             }
             if container == "memory" {
-                assert!(report.found.iter().all(|find| find.starts_with("memory ")), "nothing but memory holds it: {report:#?}");
+                assert!(
+                    report.found.iter().all(|find| find.starts_with("memory ")),
+                    "nothing but memory holds it: {report:#?}"
+                );
             }
         }
         for holder in holders {

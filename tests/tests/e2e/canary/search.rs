@@ -12,7 +12,9 @@ pub(super) struct Needles {
 impl Needles {
     /// A new one.
     pub(super) fn new() -> Self {
-        Self { key: format!("sk-canary-{}", uuid::Uuid::new_v4().simple()) }
+        Self {
+            key: format!("sk-canary-{}", uuid::Uuid::new_v4().simple()),
+        }
     }
 
     /// The key itself.
@@ -82,10 +84,27 @@ impl Report {
     /// Searches from inside a container. The script goes in by standard input: it is in no argument and no file.
     pub(super) async fn of(ns: &Namespace, pod: &str, container: &str, needles: &Needles) -> Self {
         let script = format!("{}{SEARCH}", needles.halves());
-        assert!(!needles.in_text(&script), "the search must not hold what it looks for");
-        let said = ns.try_kubectl(&["exec", "-i", pod, "-c", container, "--", "perl", "-"], &script).await;
-        assert!(said.out.ends_with("looked at all\n"), "the search in {container} did not end: {} {}", said.out, said.err);
-        let (looked, found): (Vec<_>, Vec<_>) = said.out.lines().map(str::to_owned).partition(|line| line.starts_with("looked at "));
+        assert!(
+            !needles.in_text(&script),
+            "the search must not hold what it looks for"
+        );
+        let said = ns
+            .try_kubectl(
+                &["exec", "-i", pod, "-c", container, "--", "perl", "-"],
+                &script,
+            )
+            .await;
+        assert!(
+            said.out.ends_with("looked at all\n"),
+            "the search in {container} did not end: {} {}",
+            said.out,
+            said.err
+        );
+        let (looked, found): (Vec<_>, Vec<_>) = said
+            .out
+            .lines()
+            .map(str::to_owned)
+            .partition(|line| line.starts_with("looked at "));
         Self { found, looked }
     }
 
@@ -102,13 +121,26 @@ impl Report {
     /// Insists that the search saw files, and read the memory of this program: else finding nothing would mean nothing.
     pub(super) fn looked_well(&self, program: &str) {
         let figure = |what: &str| -> u64 {
-            let line = self.looked.iter().find_map(|line| line.strip_prefix(&format!("looked at {what} ")));
+            let line = self
+                .looked
+                .iter()
+                .find_map(|line| line.strip_prefix(&format!("looked at {what} ")));
             line.and_then(|n| n.parse().ok()).unwrap_or(0)
         };
-        assert!(figure("files") > 300 && figure("bytes") > 50_000_000, "{:?}", self.looked);
-        let memory = self.looked.iter().filter(|line| line.contains(&format!("/{program} memory "))).filter_map(|line| {
-            line.rsplit_once(' ')?.1.parse::<u64>().ok()
-        });
-        assert!(memory.max().unwrap_or(0) > 50_000_000, "the memory of {program} was not read: {:?}", self.looked);
+        assert!(
+            figure("files") > 300 && figure("bytes") > 50_000_000,
+            "{:?}",
+            self.looked
+        );
+        let memory = self
+            .looked
+            .iter()
+            .filter(|line| line.contains(&format!("/{program} memory ")))
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok());
+        assert!(
+            memory.max().unwrap_or(0) > 50_000_000,
+            "the memory of {program} was not read: {:?}",
+            self.looked
+        );
     }
 }
