@@ -244,7 +244,7 @@ impl App {
                     Ok(id) if self.store.get(&id).is_none() => self.begin_prompt(id, prompt).await,
                     Ok(_) => {}
                     Err(error) => {
-                        tracing::error!(name = pod.name, %error, "the object's name is no session id")
+                        tracing::error!(name = pod.name, %error, "the object's name is no session id");
                     }
                 }
             }
@@ -265,7 +265,7 @@ impl App {
             Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
             Err(StartError::Begin(BeginError::Exists)) => {}
             Err(error) => {
-                tracing::error!(session_id = %id, ?error, "the pod's prompt was not started")
+                tracing::error!(session_id = %id, ?error, "the pod's prompt was not started");
             }
         }
     }

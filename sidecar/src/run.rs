@@ -107,7 +107,7 @@ impl From<ProxyError> for RunError {
 pub async fn run(settings: Settings) -> Result<(), RunError> {
     let shutdown = bootstrap::shutdown_token()?;
     // Ports first: whoever in the pod comes later must not pose as us.
-    let api_listener = bind(settings.host.into(), settings.port).await?;
+    let api_listener = bind(settings.host, settings.port).await?;
     let proxy_listener = bind(Ipv4Addr::LOCALHOST.into(), settings.proxy_port).await?;
     // The mount may be open to others (some volumes are 0777): the journal gets a folder of its own.
     let journal_dir = settings.journal_dir.join("sessions");

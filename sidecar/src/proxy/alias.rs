@@ -41,6 +41,7 @@ pub(crate) fn is_known(alias: &str) -> bool {
 }
 
 /// The `provider` object of OpenCode's configuration, for the default time-outs of [`crate::settings`].
+#[cfg(test)]
 pub(crate) fn opencode_providers(proxy_port: u16) -> Value {
     let default = Duration::from_secs(120);
     opencode_providers_with(proxy_port, default, default)

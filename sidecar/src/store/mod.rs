@@ -164,7 +164,7 @@ impl Store {
             let log = self.journal.create(created.session_id.as_str()).map_err(|error| {
                 tracing::error!(session_id = %created.session_id, %error, "no journal for a new session");
                 match error {
-                    journal::CreateError::Exists { .. } => BeginError::Exists,
+                    journal::CreateError::Exists => BeginError::Exists,
                     _ => BeginError::Journal(JournalError),
                 }
             })?;

@@ -53,7 +53,7 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                 }
                 Ok(Note::Always(always)) => state.always.push(always),
                 Err(error) => {
-                    tracing::warn!(session_id = log.name(), %error, "a note is not understood")
+                    tracing::warn!(session_id = log.name(), %error, "a note is not understood");
                 }
             }
             return;

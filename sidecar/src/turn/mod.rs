@@ -130,7 +130,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
             TurnError::TurnTimeout,
             format!("the turn ran longer than limits.turnTimeout ({} s) and was stopped", bound.as_secs()),
         )),
-        end = drive.to_end() => Some(end),
+        end = drive.drive() => Some(end),
     };
     let end = match end {
         Some(End::Complete(complete)) => End::Complete(complete),
@@ -171,7 +171,7 @@ impl Drive {
             .await
     }
 
-    async fn to_end(&mut self) -> End {
+    async fn drive(&mut self) -> End {
         if let Err(end) = self.wait_for_key().await {
             return end;
         }

@@ -205,6 +205,7 @@ impl TurnMap {
     }
 
     /// Sessions of the sub-agents, in no particular order.
+    #[cfg(test)]
     pub(crate) fn children(&self) -> impl Iterator<Item = &str> {
         self.sessions
             .keys()
