@@ -126,6 +126,34 @@ fn a_missing_secret_is_named_and_when_it_comes_the_turn_goes_on_by_itself() {
     });
 }
 
+/// What waits for a key has not begun: a mended spec need not wait for it.
+#[test]
+fn a_wrong_secret_name_can_be_mended_while_a_turn_waits_for_it() {
+    run("typo", |ns| async move {
+        let model = Model::start(&ns, "model", KEY).await;
+        ns.secret("model-key", "key", KEY).await;
+        let providers = json!([model.provider("compatible", "modle-key")]);
+        let session = Session::apply_with(&ns, "dipper", Some("SCENARIO:hello"), providers, json!({})).await;
+        session.wait_condition("SecretsResolved", "False: SecretMissing", READY).await;
+        let mut reader = Recorder::default();
+        let id = session.prompt_id();
+        let waits = |r: &Recorder| r.says(StatusKind::WaitingForKey);
+        tokio::time::timeout(TURN, reader.read_until(&session, &id, waits)).await.expect("the turn waits for its key");
+
+        let mended = Instant::now();
+        session.patch(json!({"providers": [model.provider("compatible", "model-key")]})).await;
+        session.wait_condition("SecretsResolved", "True", READY).await;
+        session.ready().await;
+        eprintln!("FIGURE name of the Secret mended -> Ready: {:?}", mended.elapsed());
+        let history = session.read(&id).await;
+        history.check();
+        history.continues(&reader);
+        eprintln!("FIGURE the turn that waited ended with {}", history.events.last().expect("events").raw);
+        session.turn(&id, "SCENARIO:hello").await;
+        session.read(&id).await.completed();
+    });
+}
+
 #[test]
 fn a_rotated_secret_is_used_without_a_restart() {
     run("rotate", |ns| async move {

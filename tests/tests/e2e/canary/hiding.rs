@@ -28,7 +28,7 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
         let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "weak"}, "spec": {
             "automountServiceAccountToken": false, "enableServiceLinks": false, "terminationGracePeriodSeconds": 0,
             "securityContext": {"runAsNonRoot": true, "fsGroup": 65530, "seccompProfile": {"type": "RuntimeDefault"}},
-            "volumes": [{"name": "key", "secret": {"secretName": "model-key", "defaultMode": 0o440}}, {"name": "tmp", "emptyDir": {}}],
+            "volumes": [{"name": "key", "secret": {"secretName": "model-key", "defaultMode": 0o440}}, {"name": "tmp", "emptyDir": {}}, {"name": "other", "emptyDir": {}}],
             "containers": [
                 container("clean", &json!({})),
                 container("variable", &json!({"env": variable})),
@@ -38,7 +38,7 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
                     "exec env -i /bin/sh -c 'while :; do sleep 1000; done' \"$MODEL_KEY\""]})),
                 container("memory", &json!({})),
                 container("descriptor", &json!({"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]})),
-                container("encoded", &json!({"volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}]})),
+                container("encoded", &json!({"volumeMounts": [{"name": "other", "mountPath": "/tmp"}]})),
             ],
         }});
         ns.kubectl(&["apply", "-f", "-"], &pod.to_string()).await;
@@ -132,6 +132,9 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
             }
             if finds.is_empty() {
                 assert_eq!(report.found, [""; 0]);
+            }
+            if container == "descriptor" {
+                assert!(report.found.iter().all(|find| find.starts_with("descriptor ")), "no name leads to it: {report:#?}");
             }
             if container == "memory" {
                 assert!(
