@@ -1,7 +1,10 @@
 //! What end-to-end tests share: a namespace of their own, the language model's double in it, a session,
 //! and eyes everywhere when something fails.
 
-#![expect(clippy::print_stderr, reason = "what a failed test shows goes to stderr")]
+#![expect(
+    clippy::print_stderr,
+    reason = "what a failed test shows goes to stderr"
+)]
 
 pub mod kubectl;
 pub mod model;

@@ -93,6 +93,8 @@ fn an_operator_killed_between_writes_leaves_one_pod_and_one_claim_each() {
             kills += 1;
         }
         let over = Instant::now();
+        let made = [witness.pods(), witness.claims()].map(|seen| seen.ever.len());
+        eprintln!("FIGURE pods and claims made under fire: {made:?}");
         for session in &sessions {
             session
                 .wait_condition("Ready", "True", Duration::from_secs(240))

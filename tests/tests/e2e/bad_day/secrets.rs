@@ -133,22 +133,37 @@ fn a_wrong_secret_name_can_be_mended_while_a_turn_waits_for_it() {
         let model = Model::start(&ns, "model", KEY).await;
         ns.secret("model-key", "key", KEY).await;
         let providers = json!([model.provider("compatible", "modle-key")]);
-        let session = Session::apply_with(&ns, "dipper", Some("SCENARIO:hello"), providers, json!({})).await;
-        session.wait_condition("SecretsResolved", "False: SecretMissing", READY).await;
+        let session =
+            Session::apply_with(&ns, "dipper", Some("SCENARIO:hello"), providers, json!({})).await;
+        session
+            .wait_condition("SecretsResolved", "False: SecretMissing", READY)
+            .await;
         let mut reader = Recorder::default();
         let id = session.prompt_id();
         let waits = |r: &Recorder| r.says(StatusKind::WaitingForKey);
-        tokio::time::timeout(TURN, reader.read_until(&session, &id, waits)).await.expect("the turn waits for its key");
+        tokio::time::timeout(TURN, reader.read_until(&session, &id, waits))
+            .await
+            .expect("the turn waits for its key");
 
         let mended = Instant::now();
-        session.patch(json!({"providers": [model.provider("compatible", "model-key")]})).await;
-        session.wait_condition("SecretsResolved", "True", READY).await;
+        session
+            .patch(json!({"providers": [model.provider("compatible", "model-key")]}))
+            .await;
+        session
+            .wait_condition("SecretsResolved", "True", READY)
+            .await;
         session.ready().await;
-        eprintln!("FIGURE name of the Secret mended -> Ready: {:?}", mended.elapsed());
+        eprintln!(
+            "FIGURE name of the Secret mended -> Ready: {:?}",
+            mended.elapsed()
+        );
         let history = session.read(&id).await;
         history.check();
         history.continues(&reader);
-        eprintln!("FIGURE the turn that waited ended with {}", history.events.last().expect("events").raw);
+        eprintln!(
+            "FIGURE the turn that waited ended with {}",
+            history.events.last().expect("events").raw
+        );
         session.turn(&id, "SCENARIO:hello").await;
         session.read(&id).await.completed();
     });

@@ -134,7 +134,13 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
                 assert_eq!(report.found, [""; 0]);
             }
             if container == "descriptor" {
-                assert!(report.found.iter().all(|find| find.starts_with("descriptor ")), "no name leads to it: {report:#?}");
+                assert!(
+                    report
+                        .found
+                        .iter()
+                        .all(|find| find.starts_with("descriptor ")),
+                    "no name leads to it: {report:#?}"
+                );
             }
             if container == "memory" {
                 assert!(
