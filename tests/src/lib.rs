@@ -31,13 +31,14 @@ where
     Fut: Future<Output = Result<T, String>>,
 {
     let deadline = Instant::now() + within;
+    let mut seen = "nothing yet".to_owned();
     loop {
-        // One look may hang as long as all of them may.
-        let seen = match tokio::time::timeout_at(deadline, look()).await {
+        // One look may hang as long as all of them may; what was seen before it still explains the most.
+        match tokio::time::timeout_at(deadline, look()).await {
             Ok(Ok(value)) => return value,
-            Ok(Err(seen)) => seen,
-            Err(_) => "one look took too long".to_owned(),
-        };
+            Ok(Err(now)) => seen = now,
+            Err(_) => {}
+        }
         assert!(
             Instant::now() < deadline,
             "after {within:?} still waiting for {what}; last seen: {seen}"

@@ -3,7 +3,10 @@
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{ResourceExt, api::ListParams};
 use serde_json::json;
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 use tests::{Model, Namespace, Session, Witness, eventually, kubectl::kubectl, run, session::KEY};
 
 const SYSTEM: &str = "opencode-operator-system";
@@ -118,7 +121,7 @@ fn an_operator_killed_between_writes_leaves_one_pod_and_one_claim_each() {
                     "{what}s of {name} at one time: {seen:#?}"
                 );
                 assert_eq!(
-                    seen.ever.get(name).map(|all| all.len()),
+                    seen.ever.get(name).map(BTreeSet::len),
                     Some(1),
                     "{what}s of {name} ever: {seen:#?}"
                 );
