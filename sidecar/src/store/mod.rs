@@ -5,7 +5,10 @@ pub(crate) mod record;
 mod recover;
 pub(crate) mod session;
 
-use contract::{EventBody, SessionId, Usage, event::MAIN_AGENT, event::Status, event::StatusKind};
+use contract::{
+    Event, EventBody, SessionId, Usage,
+    event::{ErrorEvent, MAIN_AGENT, Status, StatusKind, TurnError},
+};
 use journal::{Health, Journal};
 use record::{Created, Note, Record, TurnNote};
 pub(crate) use recover::Unfinished;
@@ -67,6 +70,9 @@ impl Store {
     /// way when the last process ended.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Unfinished>), StoreError> {
         let journal = Journal::open(dir, journal::Options::default()).map_err(StoreError::Open)?;
+        for repair in journal.repairs() {
+            tracing::error!(?repair, "a damaged journal was set aside; its session goes on under a new epoch");
+        }
         let failed = CancellationToken::new();
         let (health_tx, health) = watch::channel(journal.health());
         let cancel = failed.clone();
@@ -176,9 +182,10 @@ impl Store {
                     ..State::default()
                 },
             );
-            sessions.insert(session.id().clone(), Arc::clone(&session));
             session.note(Note::Created(created))?;
             let (running, ticket) = begin(&session, &turn)?;
+            // Not before: a session whose beginning was refused is none.
+            sessions.insert(session.id().clone(), Arc::clone(&session));
             (session, running, ticket)
         };
         session.durable(ticket, &self.failed).await?;
@@ -222,16 +229,35 @@ fn begin(session: &Arc<Session>, turn: &NewTurn) -> Result<(Running, u64), Journ
     session.note(Note::Turn(turn.note.clone()))?;
     let running = Running::default();
     session.begin(&turn.note, Arc::clone(&turn.target), running.clone());
-    let queued = contract::Event {
+    let queued = Event {
         turn: turn.note.turn,
         ts: now(),
         agent: MAIN_AGENT.into(),
         body: EventBody::Status(Status::new(StatusKind::Queued, "recorded, not yet started")),
     };
-    let appended = session.append(queued);
-    if appended.is_err() {
-        session.state().running = None;
-        session.ended(&running);
+    match session.append(queued) {
+        Ok(ticket) => {
+            session.state().begun = ticket;
+            Ok((running, ticket))
+        }
+        Err(error) => {
+            // Its note may be on disk: it must not be taken up after a restart.
+            let refused = EventBody::Error(ErrorEvent {
+                error: format!("{error}. The turn was not begun"),
+                fatal: true,
+                code: TurnError::DiskFull,
+            });
+            let _ = session.end(Event {
+                turn: turn.note.turn,
+                ts: now(),
+                agent: MAIN_AGENT.into(),
+                body: refused,
+            });
+            if let Some(idempotency) = &turn.note.idempotency {
+                session.state().idempotency.remove(&idempotency.key);
+            }
+            session.ended(&running);
+            Err(error)
+        }
     }
-    appended.map(|ticket| (running, ticket))
 }

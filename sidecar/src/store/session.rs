@@ -49,6 +49,8 @@ pub(crate) struct State {
     /// User message of the last turn, for its diff.
     pub message_id: String,
     pub idempotency: HashMap<String, (Idempotency, u32)>,
+    /// Ticket of the first event of the last turn.
+    pub begun: u64,
     pub request_key: Option<SecretString>,
     pub target: Option<Arc<Target>>,
     pub running: Option<Running>,
