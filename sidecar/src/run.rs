@@ -30,7 +30,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 /// Longest time for turns to end after SIGTERM; the pod's grace period is 30 s.
-const TURNS_END: Duration = Duration::from_secs(15);
+const TURNS_END: Duration = Duration::from_secs(17);
 
 /// News of model calls that wait to be told; what does not fit is dropped.
 const OBSERVATIONS: usize = 256;

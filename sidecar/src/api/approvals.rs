@@ -97,13 +97,21 @@ pub(super) async fn answer(
     } else {
         Decision::Once
     };
-    app.agent.opencode().reply_permission(&approval_id, reply, message.as_deref()).await.map_err(|error| {
-        tracing::warn!(session_id = %session.id(), approval_id, %error, "an answer did not reach OpenCode");
-        ApiError::new(
-            ErrorCode::AgentUnavailable,
-            "the answer is recorded, but the agent could not be told; it is told when it is back",
-        )
-    })?;
+    let told = app
+        .agent
+        .opencode()
+        .reply_permission(&approval_id, reply, message.as_deref())
+        .await;
     app.changed();
-    Ok(StatusCode::NO_CONTENT)
+    match told {
+        // The turn itself may have been faster: it looks for asks that are answered.
+        Err(error) if !error.is_not_found() => {
+            tracing::warn!(session_id = %session.id(), approval_id, %error, "an answer did not reach OpenCode");
+            Err(ApiError::new(
+                ErrorCode::AgentUnavailable,
+                "the answer is recorded, but the agent could not be told; it is told when it is back",
+            ))
+        }
+        _ => Ok(StatusCode::NO_CONTENT),
+    }
 }

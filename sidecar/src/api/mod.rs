@@ -18,8 +18,9 @@ use axum::{
 };
 use contract::{Cursor, ErrorCode, SessionId};
 use error::ApiError;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use std::sync::Arc;
+use tracing::Instrument;
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -63,6 +64,7 @@ pub(crate) fn router(app: Arc<App>) -> axum::Router {
     router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn(to_its_end))
         .layer(from_fn_with_state(Arc::clone(&app), authenticate))
         .layer(from_fn(request_id))
         .with_state(app)
@@ -113,6 +115,20 @@ async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: N
     }
 }
 
+/// Lets what changes something run to its end: a server drops the handler of a caller that is gone,
+/// and a turn that is recorded and not started, or an answer that the agent never hears, would be
+/// left behind.
+async fn to_its_end(request: Request, next: Next) -> Response {
+    if request.method() != Method::POST {
+        return next.run(request).await;
+    }
+    let handler = tokio::spawn(next.run(request).in_current_span());
+    handler.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "a request's handler panicked");
+        ApiError::new(ErrorCode::Internal, "the request failed; the log has more").into_response()
+    })
+}
+
 /// Takes the caller's request id if it is a short plain one, else makes one; logs every answer that
 /// is an error.
 async fn request_id(request: Request, next: Next) -> Response {
@@ -126,10 +142,7 @@ async fn request_id(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let span = tracing::info_span!("request", request_id = id);
-    let mut response = {
-        use tracing::Instrument;
-        next.run(request).instrument(span).await
-    };
+    let mut response = { next.run(request).instrument(span).await };
     let status = response.status();
     if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
         let open = OPEN.contains(&path.as_str());

@@ -1,10 +1,10 @@
 //! `/sessions`: begin, list, look, prompt again, cancel.
 
-use super::{body, error::ApiError, session};
+use super::{body, error::ApiError, session as find};
 use crate::{
-    app::{App, TurnRequest},
+    app::{App, StartError, TurnRequest},
     auth::Caller,
-    store::record::Idempotency,
+    store::{BeginError, record::Idempotency, session},
 };
 use axum::{
     Extension, Json,
@@ -12,7 +12,7 @@ use axum::{
     extract::{Path, State},
 };
 use contract::{
-    ErrorBody, ErrorCode,
+    ErrorBody, ErrorCode, SessionId,
     session::{CreateSession, CreateTurn, Session, SessionList},
 };
 use http::{HeaderMap, StatusCode};
@@ -34,9 +34,7 @@ pub(super) async fn create(
     let (object, bytes) = body::read(&headers, body).await?;
     let create = body::create_session(object)?;
     let idempotency = idempotency(&headers, &bytes)?;
-    if let (Some(wanted), Some(session)) = (&idempotency, app.store.get(&create.session_id))
-        && let Some(session) = repeated(&session, wanted, Some(1))?
-    {
+    if let Some(session) = repeated_session(&app, &create.session_id, idempotency.as_ref()).await? {
         return Ok((StatusCode::CREATED, Json(session)));
     }
     going_on(&app)?;
@@ -45,15 +43,28 @@ pub(super) async fn create(
         author: caller.subject,
         idempotency,
     };
-    let session = app
+    let id = create.session_id.clone();
+    let wanted = request.idempotency.clone();
+    let started = app
         .create_session(
             create.session_id,
             create.model_config,
             create.system_prompt,
             request,
         )
-        .await?;
-    Ok((StatusCode::CREATED, Json(session.body())))
+        .await;
+    match started {
+        Ok(session) => Ok((StatusCode::CREATED, Json(session.body()))),
+        Err(error) => {
+            // The same request may have come at the same time and been faster.
+            if matches!(error, StartError::Begin(BeginError::Exists))
+                && let Some(session) = repeated_session(&app, &id, wanted.as_ref()).await?
+            {
+                return Ok((StatusCode::CREATED, Json(session)));
+            }
+            Err(error.into())
+        }
+    }
 }
 
 /// Prompt a session again.
@@ -68,13 +79,11 @@ pub(super) async fn turn(
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Session>), ApiError> {
-    let session = session(&app, &id)?;
+    let session = find(&app, &id)?;
     let (object, bytes) = body::read(&headers, body).await?;
     let create = body::create_turn(object)?;
     let idempotency = idempotency(&headers, &bytes)?;
-    if let Some(wanted) = &idempotency
-        && let Some(session) = repeated(&session, wanted, None)?
-    {
+    if let Some(session) = repeated(&app, &session, idempotency.as_ref(), None).await? {
         return Ok((StatusCode::CREATED, Json(session)));
     }
     going_on(&app)?;
@@ -92,7 +101,15 @@ pub(super) async fn turn(
         author: caller.subject,
         idempotency,
     };
-    app.create_turn(&session, request).await?;
+    let wanted = request.idempotency.clone();
+    if let Err(error) = app.create_turn(&session, request).await {
+        if matches!(error, StartError::Begin(BeginError::TurnRunning))
+            && let Some(session) = repeated(&app, &session, wanted.as_ref(), None).await?
+        {
+            return Ok((StatusCode::CREATED, Json(session)));
+        }
+        return Err(error.into());
+    }
     Ok((StatusCode::CREATED, Json(session.body())))
 }
 
@@ -116,7 +133,7 @@ pub(super) async fn status(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<Json<Session>, ApiError> {
-    Ok(Json(session(&app, &id)?.body()))
+    Ok(Json(find(&app, &id)?.body()))
 }
 
 /// Cancel the turn under way. Answers when the agent is idle again; the history stays.
@@ -126,7 +143,7 @@ pub(super) async fn cancel(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let session = session(&app, &id)?;
+    let session = find(&app, &id)?;
     let running = session.state().running.clone();
     if let Some(running) = running {
         running.cancel.cancel();
@@ -168,21 +185,41 @@ fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, 
     }
 }
 
-/// The answer to a request that came before; an error where its body was another.
-fn repeated(
-    session: &crate::store::session::Session,
-    wanted: &Idempotency,
+/// The answer to a request that came before and is recorded; an error where its body was another.
+async fn repeated(
+    app: &App,
+    session: &session::Session,
+    wanted: Option<&Idempotency>,
     turn: Option<u32>,
 ) -> Result<Option<Session>, ApiError> {
-    let known = session.state().idempotency.get(&wanted.key).cloned();
+    let Some(wanted) = wanted else {
+        return Ok(None);
+    };
+    let (known, begun) = {
+        let state = session.state();
+        (state.idempotency.get(&wanted.key).cloned(), state.begun)
+    };
     match known {
         Some((known, of)) if known == *wanted && turn.is_none_or(|turn| turn == of) => {
+            app.store.durable(session, begun).await?;
             Ok(Some(session.body()))
         }
         Some(_) => Err(ApiError::new(
             ErrorCode::IdempotencyMismatch,
             "this Idempotency-Key came before with another body: use a new key for a new request",
         )),
+        None => Ok(None),
+    }
+}
+
+/// The same for the request that began a session.
+async fn repeated_session(
+    app: &App,
+    id: &SessionId,
+    wanted: Option<&Idempotency>,
+) -> Result<Option<Session>, ApiError> {
+    match app.store.get(id) {
+        Some(session) => repeated(app, &session, wanted, Some(1)).await,
         None => Ok(None),
     }
 }

@@ -71,7 +71,10 @@ impl Store {
     pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Unfinished>), StoreError> {
         let journal = Journal::open(dir, journal::Options::default()).map_err(StoreError::Open)?;
         for repair in journal.repairs() {
-            tracing::error!(?repair, "a damaged journal was set aside; its session goes on under a new epoch");
+            tracing::error!(
+                ?repair,
+                "a damaged journal was set aside; its session goes on under a new epoch"
+            );
         }
         let failed = CancellationToken::new();
         let (health_tx, health) = watch::channel(journal.health());

@@ -9,7 +9,10 @@ use crate::{
     },
     store::{record::Note, session::JournalError},
 };
-use contract::event::{StatusKind, TurnError};
+use contract::{
+    approval::Decision,
+    event::{StatusKind, TurnError},
+};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -37,6 +40,8 @@ impl Drive {
     /// when it is back.
     pub(super) async fn follow(&mut self) -> Result<Option<End>, JournalError> {
         let agent = self.agent().clone();
+        self.heard = true;
+        self.process = Some(agent.state().borrow().generation);
         let mut events = agent.router().subscribe(self.oc_session());
         let again = self.delivered;
         if let Err(error) = self.deliver().await? {
@@ -160,6 +165,8 @@ impl Drive {
                 () = tokio::time::sleep_until(next_look) => match self.look().await? {
                     Look::End(end) => return Ok(end),
                     Look::Working => {
+                        // An answer that did not reach OpenCode would else be waited for for ever.
+                        self.take_up_asks().await?;
                         suspicion = None;
                         next_look = Instant::now() + LOOK_SLOW;
                     }
@@ -279,7 +286,9 @@ impl Drive {
     /// OpenCode is idle and the turn has no end: say what can be known.
     fn given_up(&self) -> End {
         let outcome = self.map.outcome();
-        if self.refused || outcome.aborted {
+        let rejected = |decision: &Decision| *decision == Decision::Reject;
+        let refused = self.refused || self.session.state().answered.values().any(rejected);
+        if refused || outcome.aborted {
             return End::failed(
                 TurnError::Rejected,
                 "a tool call was refused and the agent stopped; say in the next prompt how to go on",

@@ -19,12 +19,13 @@ use contract::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How long an aborted OpenCode may take to become idle.
-const ABORT_BOUND: Duration = Duration::from_secs(10);
+/// How long an aborted OpenCode may take to become idle. With the bounds below and the runner's grace
+/// for a restart it fits into what the process has after SIGTERM.
+const ABORT_BOUND: Duration = Duration::from_secs(8);
 /// How often a key that is not there is looked for.
 const KEY_POLL: Duration = Duration::from_millis(200);
 /// How long one look at the stored messages may take after an abort.
-const SETTLE_BOUND: Duration = Duration::from_secs(5);
+const SETTLE_BOUND: Duration = Duration::from_secs(3);
 
 /// A turn to run.
 pub(crate) struct Turn {
@@ -79,8 +80,12 @@ struct Drive {
     target: Arc<Target>,
     delivered: bool,
     map: TurnMap,
-    /// A tool was refused in this turn: OpenCode then ends without a word.
+    /// A question was refused in this turn: OpenCode then ends without a word.
     refused: bool,
+    /// OpenCode may have heard of this turn.
+    heard: bool,
+    /// Generation of the process that heard of it, once it is known.
+    process: Option<u64>,
 }
 
 /// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
@@ -117,6 +122,9 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         delivered,
         map,
         refused: false,
+        // After a restart nobody knows how far the last process came.
+        heard: delivered || !events.is_empty(),
+        process: None,
     };
     let started = Instant::now();
     let end = tokio::select! {
@@ -221,18 +229,12 @@ impl Drive {
     /// Brings OpenCode to rest after a turn that did not end by itself: refuse what it asks for,
     /// abort, wait until idle, take over what it stored, kill what is left of the tools.
     async fn stop(&mut self) {
-        if !self.agent().state().borrow().ready {
+        if !self.heard || self.process_gone() {
             return;
         }
-        self.refuse_asks().await;
-        let deadline = Instant::now() + ABORT_BOUND;
-        let mut idle = false;
-        while !idle && Instant::now() < deadline {
-            if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
-                tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
-            }
-            idle = self.idle_within(Duration::from_secs(1)).await;
-            self.refuse_asks().await;
+        let idle = tokio::time::timeout(ABORT_BOUND, self.rest()).await.is_ok();
+        if self.process_gone() {
+            return;
         }
         if tokio::time::timeout(SETTLE_BOUND, self.settle())
             .await
@@ -247,6 +249,26 @@ impl Drive {
                 .await;
         } else if alone {
             self.agent().reap().await;
+        }
+    }
+
+    /// Whether OpenCode's process that had the turn has ended, and the run with it.
+    fn process_gone(&self) -> bool {
+        self.process
+            .is_some_and(|process| process != self.agent().state().borrow().generation)
+    }
+
+    /// Returns when OpenCode does nothing for this session any more.
+    async fn rest(&mut self) {
+        while !self.process_gone() {
+            self.refuse_asks().await;
+            if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
+                tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
+            }
+            if self.idle_within(Duration::from_secs(1)).await {
+                // One may have been asked while the abort was on its way.
+                return self.refuse_asks().await;
+            }
         }
     }
 

@@ -23,7 +23,7 @@ impl Guard {
         let script = r#"trap '' INT TERM; cat >/dev/null
             kill $(cat "$1/pids") 2>/dev/null
             for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15; do kill -0 $(cat "$1/pids") 2>/dev/null || break; sleep 0.2; done
-            umount "$1"/full-* 2>/dev/null; rm -rf "$1""#;
+            umount -l "$1"/full-* 2>/dev/null; rm -rf "$1""#;
         let child = Command::new("sh")
             .args(["-c", script, "guard"])
             .arg(dir)
@@ -37,7 +37,10 @@ impl Guard {
 
     /// Watches over one more process.
     pub fn add(&self, pid: u32) {
-        let mut file = fs::OpenOptions::new().append(true).open(&self.pids).unwrap();
+        let mut file = fs::OpenOptions::new()
+            .append(true)
+            .open(&self.pids)
+            .unwrap();
         writeln!(file, "{pid}").unwrap();
     }
 }
@@ -65,7 +68,8 @@ pub fn kill(process: u32) {
 
 /// Whether the process is there and no zombie.
 pub fn lives(process: u32) -> bool {
-    test_kill_process(pid(process)).is_ok() && status(process, "State:").is_some_and(|state| !state.starts_with('Z'))
+    test_kill_process(pid(process)).is_ok()
+        && status(process, "State:").is_some_and(|state| !state.starts_with('Z'))
 }
 
 /// Ends a child: SIGTERM, and SIGKILL after a while.
@@ -88,7 +92,9 @@ pub fn end(child: &mut Child) {
 /// A line of `/proc/PID/status`, without its name.
 fn status(process: u32, name: &str) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    text.lines().find_map(|line| line.strip_prefix(name)).map(|rest| rest.trim().to_owned())
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .map(|rest| rest.trim().to_owned())
 }
 
 fn kib(process: u32, name: &str) -> u64 {
@@ -105,7 +111,13 @@ pub fn memory(process: u32) -> (u64, u64) {
 pub fn with_words(words: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
         let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         if line.contains(words) && pid != std::process::id() && lives(pid) {

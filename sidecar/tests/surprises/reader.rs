@@ -29,18 +29,37 @@ impl Reader {
         };
         let cursor: Cursor = id.parse().unwrap();
         let last = self.cursor.map_or(0, |cursor| cursor.n);
-        assert_eq!(cursor.n, last + 1, "event {} after {last} of {:#?}", cursor.n, self.events);
-        assert!(self.cursor.is_none_or(|last| last.epoch == cursor.epoch), "another history");
+        assert_eq!(
+            cursor.n,
+            last + 1,
+            "event {} after {last} of {:#?}",
+            cursor.n,
+            self.events
+        );
+        assert!(
+            self.cursor.is_none_or(|last| last.epoch == cursor.epoch),
+            "another history"
+        );
         self.cursor = Some(cursor);
         let event: Event = serde_json::from_str(&sse.data).unwrap();
         assert_eq!(event.body.name(), sse.event);
-        let over = self.events.iter().rev().find(|event| event.body.ends_turn()).map_or(0, |end| end.turn);
+        let over = self
+            .events
+            .iter()
+            .rev()
+            .find(|event| event.body.ends_turn())
+            .map_or(0, |end| end.turn);
         assert!(event.turn > over, "after the end of turn {over}: {event:?}");
         self.events.push(event);
     }
 
     /// Reads until `done`, reconnecting whenever the connection is cut or refused.
-    pub async fn until(&mut self, client: &SidecarClient, id: &SessionId, done: impl Fn(&Self) -> bool) {
+    pub async fn until(
+        &mut self,
+        client: &SidecarClient,
+        id: &SessionId,
+        done: impl Fn(&Self) -> bool,
+    ) {
         while !done(self) {
             match client.stream(id, self.cursor(), true).await {
                 Ok(Some(mut stream)) => {
@@ -62,7 +81,10 @@ impl Reader {
 
     /// Ends of turns so far.
     pub fn ends(&self) -> usize {
-        self.events.iter().filter(|event| event.body.ends_turn()).count()
+        self.events
+            .iter()
+            .filter(|event| event.body.ends_turn())
+            .count()
     }
 
     pub fn bodies(&self) -> impl DoubleEndedIterator<Item = &EventBody> {
@@ -74,7 +96,9 @@ impl Reader {
         match self.bodies().next_back() {
             Some(EventBody::Complete(complete)) => End::Complete(complete),
             Some(EventBody::Error(error)) if error.fatal => End::Failed(error),
-            Some(EventBody::Status(status)) if status.status == StatusKind::Cancelled => End::Cancelled,
+            Some(EventBody::Status(status)) if status.status == StatusKind::Cancelled => {
+                End::Cancelled
+            }
             other => panic!("no end: {other:?}"),
         }
     }
@@ -114,7 +138,11 @@ impl Reader {
                 if output.replace {
                     text.clear();
                 }
-                assert_eq!(output.offset, text.len() as u64, "{output:?} after {text:?}");
+                assert_eq!(
+                    output.offset,
+                    text.len() as u64,
+                    "{output:?} after {text:?}"
+                );
                 text.push_str(&output.text);
             }
         }
@@ -126,12 +154,20 @@ impl Reader {
         let mut open = BTreeMap::new();
         for event in &self.events {
             match &event.body {
-                EventBody::ToolCall(call) => assert!(open.insert(&call.call_id, event.turn).is_none()),
+                EventBody::ToolCall(call) => {
+                    assert!(open.insert(&call.call_id, event.turn).is_none())
+                }
                 EventBody::ToolResult(result) => {
-                    assert!(open.remove(&result.call_id).is_some(), "a result without its call: {result:?}");
+                    assert!(
+                        open.remove(&result.call_id).is_some(),
+                        "a result without its call: {result:?}"
+                    );
                 }
                 EventBody::Complete(_) => {
-                    assert!(!open.values().any(|turn| *turn == event.turn), "calls without result: {open:?}");
+                    assert!(
+                        !open.values().any(|turn| *turn == event.turn),
+                        "calls without result: {open:?}"
+                    );
                 }
                 _ => {}
             }
@@ -154,5 +190,7 @@ pub fn speaks(reader: &Reader) -> bool {
 
 /// Whether a tool was called.
 pub fn calls(reader: &Reader) -> bool {
-    reader.bodies().any(|body| matches!(body, EventBody::ToolCall(_)))
+    reader
+        .bodies()
+        .any(|body| matches!(body, EventBody::ToolCall(_)))
 }

@@ -40,7 +40,11 @@ pub const TOKEN: &str = "test-token";
 /// One runtime for all: connections and the model outlive a single test.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
 });
 /// Stacks that start at once: each costs a core for seconds.
 static PLACES: Semaphore = Semaphore::const_new(2);
@@ -68,7 +72,10 @@ impl Default for Setup {
     fn default() -> Self {
         let seconds = |name, value: &str| (name, value.to_owned());
         Self {
-            env: vec![seconds("MODEL_HEADER_TIMEOUT", "2"), seconds("MODEL_CHUNK_TIMEOUT", "2")],
+            env: vec![
+                seconds("MODEL_HEADER_TIMEOUT", "2"),
+                seconds("MODEL_CHUNK_TIMEOUT", "2"),
+            ],
             config: json!({
                 "limits": {"maxConcurrentSessions": 40, "turnTimeoutSeconds": 600},
                 "tools": [{"name": "edit", "action": "ask"}],
@@ -113,26 +120,54 @@ pub async fn shared() -> &'static Stack {
 
 impl Stack {
     pub async fn start(setup: Setup) -> Self {
+        Self::start_with(setup, |_| async {}).await
+    }
+
+    /// Starts; `before` gets OpenCode's port and may serve it itself.
+    pub async fn start_with<F: Future<Output = ()>>(
+        setup: Setup,
+        before: impl FnOnce(u16) -> F,
+    ) -> Self {
         let _place = PLACES.acquire().await.unwrap();
-        let dir = tempfile::Builder::new().prefix("surprises.").tempdir().unwrap().keep();
+        let dir = tempfile::Builder::new()
+            .prefix("surprises.")
+            .tempdir()
+            .unwrap()
+            .keep();
         let guard = Guard::new(&dir);
-        for folder in ["workspace", "home", "tmp", "config", "keys/scripted", "journal", "run"] {
+        for folder in [
+            "workspace",
+            "home",
+            "tmp",
+            "config",
+            "keys/scripted",
+            "journal",
+            "run",
+        ] {
             fs::create_dir_all(dir.join(folder)).unwrap();
         }
         for (name, size) in &setup.volumes {
             mount(&dir, name, size);
         }
-        let options = Options { keys: vec!["sk-real".into(), "sk-own".into()], ..Options::default() };
+        let options = Options {
+            keys: vec!["sk-real".into(), "sk-own".into()],
+            ..Options::default()
+        };
         let model = ScriptedModel::start(options).await.unwrap();
         fs::write(dir.join("keys/scripted/key"), "sk-real").unwrap();
         configure(&dir, &model.base_url(), setup.config.clone());
         let [port, proxy_port, opencode_port] = free_ports();
+        before(opencode_port).await;
         let runner = start_runner(&dir);
         guard.add(runner.id());
         let sidecar = start_sidecar(&dir, [port, proxy_port, opencode_port], &setup);
         guard.add(sidecar.id());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
-        let client = SidecarClient::new(http.clone(), format!("http://127.0.0.1:{port}"), TOKEN.into());
+        let client = SidecarClient::new(
+            http.clone(),
+            format!("http://127.0.0.1:{port}"),
+            TOKEN.into(),
+        );
         let stack = Self {
             dir,
             model,
@@ -158,13 +193,22 @@ impl Stack {
     pub async fn ready(&self) {
         let deadline = Instant::now() + LONG;
         loop {
-            let answer = self.http.get(self.url("/ready")).timeout(Duration::from_secs(5)).send().await;
+            let answer = self
+                .http
+                .get(self.url("/ready"))
+                .timeout(Duration::from_secs(5))
+                .send()
+                .await;
             let said = match answer {
                 Ok(answer) if answer.status().is_success() => return,
                 Ok(answer) => answer.text().await.unwrap_or_default(),
                 Err(error) => error.to_string(),
             };
-            assert!(Instant::now() < deadline, "never ready: {said}\n{}", self.logs());
+            assert!(
+                Instant::now() < deadline,
+                "never ready: {said}\n{}",
+                self.logs()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -173,7 +217,10 @@ impl Stack {
         let last = |name| {
             let text = fs::read_to_string(self.dir.join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
-            format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(40)..].join("\n"))
+            format!(
+                "--- {name}\n{}\n",
+                lines[lines.len().saturating_sub(40)..].join("\n")
+            )
         };
         ["sidecar.log", "runner.log"].map(last).concat()
     }
@@ -194,19 +241,34 @@ impl Stack {
 
     pub async fn create(&self, id: &SessionId, prompt: &str) -> Result<Session, ClientError> {
         let session_id = id.clone();
-        let body = CreateSession { session_id, prompt: prompt.into(), model_config: None, system_prompt: None };
+        let body = CreateSession {
+            session_id,
+            prompt: prompt.into(),
+            model_config: None,
+            system_prompt: None,
+        };
         self.client.create_session(&body).await
     }
 
     pub async fn turn(&self, id: &SessionId, prompt: &str) {
-        let body = CreateTurn { prompt: prompt.into(), api_key: None };
+        let body = CreateTurn {
+            prompt: prompt.into(),
+            api_key: None,
+        };
         self.client.create_turn(id, &body).await.unwrap();
     }
 
     /// Reads on until `done`; tells the logs if that takes too long.
     pub async fn read(&self, reader: &mut Reader, id: &SessionId, done: impl Fn(&Reader) -> bool) {
-        if timeout(LONG, reader.until(&self.client, id, done)).await.is_err() {
-            panic!("not what was waited for: {:#?}\n{}", reader.events, self.logs());
+        if timeout(LONG, reader.until(&self.client, id, done))
+            .await
+            .is_err()
+        {
+            panic!(
+                "not what was waited for: {:#?}\n{}",
+                reader.events,
+                self.logs()
+            );
         }
     }
 
@@ -234,14 +296,25 @@ impl Stack {
     /// A new session works, start to end.
     pub async fn still_works(&self) {
         let (_, reader) = self.play("SCENARIO:hello").await;
-        assert_eq!(reader.complete().final_message, "Hello from the scripted model.");
+        assert_eq!(
+            reader.complete().final_message,
+            "Hello from the scripted model."
+        );
     }
 
-    /// Scenarios that the model was asked to play for this session of OpenCode, oldest first.
+    /// Model calls that OpenCode made for this session, by the proxy's log.
     pub async fn model_calls(&self, id: &SessionId) -> usize {
-        let oc = self.client.session(id).await.unwrap().opencode_session_id.unwrap();
-        let text = serde_json::to_value(self.model.requests()).unwrap();
-        text.as_array().unwrap().iter().filter(|request| request.to_string().contains(&oc)).count()
+        let oc = self
+            .client
+            .session(id)
+            .await
+            .unwrap()
+            .opencode_session_id
+            .unwrap();
+        let log = fs::read_to_string(self.dir.join("sidecar.log")).unwrap();
+        log.lines()
+            .filter(|line| line.contains("\"model call\"") && line.contains(&oc))
+            .count()
     }
 
     // --- Processes --------------------------------------------------------------------------
@@ -293,43 +366,74 @@ impl Stack {
     }
 
     pub async fn ask_runner(&self, request: &Request) -> Reply {
-        let mut stream = BufReader::new(UnixStream::connect(self.dir.join("run/runner.sock")).await.unwrap());
+        let mut stream = BufReader::new(
+            UnixStream::connect(self.dir.join("run/runner.sock"))
+                .await
+                .unwrap(),
+        );
         let mut line = serde_json::to_vec(request).unwrap();
         line.push(b'\n');
         stream.write_all(&line).await.unwrap();
         let mut reply = String::new();
-        timeout(LONG, stream.read_line(&mut reply)).await.unwrap().unwrap();
+        timeout(LONG, stream.read_line(&mut reply))
+            .await
+            .unwrap()
+            .unwrap();
         serde_json::from_str(&reply).unwrap()
     }
 
     /// OpenCode's pid.
     pub async fn opencode(&self) -> u32 {
         match self.ask_runner(&Request::Watch).await {
-            Reply::State(State { phase: Phase::Running { pid }, .. }) => pid,
+            Reply::State(State {
+                phase: Phase::Running { pid },
+                ..
+            }) => pid,
             other => panic!("OpenCode does not run: {other:?}\n{}", self.logs()),
         }
     }
 
     /// Asks OpenCode itself.
     pub async fn ask_opencode(&self, path: &str) -> Value {
-        let password = fs::read_to_string(self.dir.join("journal/private/opencode-password")).unwrap();
+        let password =
+            fs::read_to_string(self.dir.join("journal/private/opencode-password")).unwrap();
         let url = format!("http://127.0.0.1:{}{path}", self.opencode_port);
-        let answer = self.http.get(url).basic_auth("opencode", Some(password)).send().await.unwrap();
+        let answer = self
+            .http
+            .get(url)
+            .basic_auth("opencode", Some(password))
+            .send()
+            .await
+            .unwrap();
         assert!(answer.status().is_success(), "{answer:?}");
         answer.json().await.unwrap()
     }
 
     /// Texts of the assistant that OpenCode has stored for a session, by part.
     pub async fn stored_texts(&self, id: &SessionId) -> std::collections::BTreeMap<String, String> {
-        let oc = self.client.session(id).await.unwrap().opencode_session_id.unwrap();
+        let oc = self
+            .client
+            .session(id)
+            .await
+            .unwrap()
+            .opencode_session_id
+            .unwrap();
         let messages = self.ask_opencode(&format!("/session/{oc}/message")).await;
         let mut texts = std::collections::BTreeMap::new();
         for message in messages.as_array().unwrap() {
             if message["info"]["role"] != "assistant" {
                 continue;
             }
-            for part in message["parts"].as_array().unwrap().iter().filter(|part| part["type"] == "text") {
-                texts.insert(part["id"].as_str().unwrap().to_owned(), part["text"].as_str().unwrap().to_owned());
+            for part in message["parts"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|part| part["type"] == "text")
+            {
+                texts.insert(
+                    part["id"].as_str().unwrap().to_owned(),
+                    part["text"].as_str().unwrap().to_owned(),
+                );
             }
         }
         texts
@@ -340,7 +444,10 @@ impl Stack {
         use std::io::Write;
         let mut file = fs::File::create(self.volume(name).join("ballast")).unwrap();
         for size in [64 * 1024, 512, 1] {
-            while file.write(&vec![b'x'; size]).is_ok_and(|written| written == size) {}
+            while file
+                .write(&vec![b'x'; size])
+                .is_ok_and(|written| written == size)
+            {}
         }
     }
 
@@ -355,8 +462,18 @@ impl Stack {
 
 impl Drop for Stack {
     fn drop(&mut self) {
-        process::end(&mut self.sidecar.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
-        process::end(&mut self.runner.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        process::end(
+            &mut self
+                .sidecar
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        process::end(
+            &mut self
+                .runner
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
         // Unmounts and removes the folder.
         drop(self.guard.take());
     }
@@ -380,11 +497,20 @@ fn mount(dir: &Path, name: &str, size: &str) {
     let volume = dir.join(format!("full-{name}"));
     fs::create_dir_all(volume.join("d")).unwrap();
     let status = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "surprises"])
+        .args([
+            "-t",
+            "tmpfs",
+            "-o",
+            &format!("size={size},mode=0700"),
+            "surprises",
+        ])
         .arg(&volume)
         .status()
         .unwrap();
-    assert!(status.success(), "a small volume cannot be mounted: this test needs root");
+    assert!(
+        status.success(),
+        "a small volume cannot be mounted: this test needs root"
+    );
     fs::create_dir_all(volume.join("d")).unwrap();
     fs::remove_dir(dir.join(name)).unwrap();
     std::os::unix::fs::symlink(volume.join("d"), dir.join(name)).unwrap();
@@ -398,15 +524,22 @@ fn free_ports<const N: usize>() -> [u16; N] {
 
 fn opencode() -> PathBuf {
     let path = std::env::var_os("OPENCODE_BIN").map(PathBuf::from);
-    let path = path.unwrap_or_else(|| panic!("set OPENCODE_BIN to OpenCode's binary: this test runs the real one"));
+    let path = path.unwrap_or_else(|| {
+        panic!("set OPENCODE_BIN to OpenCode's binary: this test runs the real one")
+    });
     assert!(path.is_file(), "OPENCODE_BIN={} is no file", path.display());
     path
 }
 
 fn start_runner(dir: &Path) -> Child {
-    let beside = Path::new(env!("CARGO_BIN_EXE_opencode-sidecar")).with_file_name("opencode-runner");
+    let beside =
+        Path::new(env!("CARGO_BIN_EXE_opencode-sidecar")).with_file_name("opencode-runner");
     let path = std::env::var_os("RUNNER_BIN").map_or(beside, PathBuf::from);
-    assert!(path.is_file(), "{} is missing: cargo build -p runner", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: cargo build -p runner",
+        path.display()
+    );
     let log = log(dir, "runner.log");
     Command::new(path)
         .env_clear()
@@ -456,5 +589,9 @@ fn start_sidecar(dir: &Path, [port, proxy_port, opencode_port]: [u16; 3], setup:
 }
 
 fn log(dir: &Path, name: &str) -> fs::File {
-    fs::OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap()
+    fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(dir.join(name))
+        .unwrap()
 }

@@ -1,0 +1,609 @@
+//! Callers that are wrong, hasty, slow or gone.
+
+use crate::{
+    process,
+    reader::{End, Reader},
+    stack::{Setup, Stack, TOKEN, run, shared},
+};
+use contract::{
+    client::ClientError,
+    event::TurnError,
+    session::{CreateSession, CreateTurn, ModelConfig, PROMPT_MAX, Provider},
+};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Sends a POST and closes the connection without waiting for its answer.
+pub async fn send_and_leave(stack: &Stack, path: &str, body: &str) {
+    let mut stream = TcpStream::connect(("127.0.0.1", stack.port)).await.unwrap();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+}
+
+/// A request that has to be refused within a second; its status and body.
+async fn refused(stack: &Stack, request: reqwest::RequestBuilder) -> (u16, Value) {
+    let began = Instant::now();
+    let answer = request.send().await.unwrap();
+    let status = answer.status().as_u16();
+    let body: Value = answer.json().await.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "{:?} for {body}",
+        began.elapsed()
+    );
+    assert!(stack.sidecar_lives());
+    (status, body)
+}
+
+fn post(stack: &Stack, path: &str, body: impl Into<reqwest::Body>) -> reqwest::RequestBuilder {
+    let request = stack.http.post(stack.url(path)).bearer_auth(TOKEN);
+    request
+        .header("content-type", "application/json")
+        .body(body)
+}
+
+/// Every wrong body of POST /sessions, with a word of the rule it breaks.
+fn wrong_bodies() -> Vec<(Vec<u8>, &'static str)> {
+    let json = |value: Value| value.to_string().into_bytes();
+    let with = |field: &str, value: Value| {
+        let mut body = json!({"session_id": "x", "prompt": "x"});
+        body[field] = value;
+        body.to_string().into_bytes()
+    };
+    let model = |field: &str, value: Value| {
+        let mut body = json!({"session_id": "x", "prompt": "x", "model_config": {"provider": "local", "model": "m"}});
+        body["model_config"][field] = value;
+        body.to_string().into_bytes()
+    };
+    let deep = format!(
+        r#"{{"session_id":"x","prompt":"x","model_config":{}1{}}}"#,
+        "[".repeat(100_000),
+        "]".repeat(100_000)
+    );
+    let many: serde_json::Map<_, _> = (0..10_000).map(|n| (format!("f{n}"), json!(n))).collect();
+    vec![
+        (b"".to_vec(), "body"),
+        (b"{".to_vec(), "body"),
+        (b"\xff\xfe{}".to_vec(), "body"),
+        (b"{} {}".to_vec(), "body"),
+        (b"[1,2]".to_vec(), "body"),
+        (b"null".to_vec(), "body"),
+        (deep.into_bytes(), "body"),
+        (json(Value::Object(many)), "session_id"),
+        (json(json!({"prompt": "x"})), "session_id"),
+        (with("session_id", json!("a/b")), "session_id"),
+        (with("session_id", json!("..")), "session_id"),
+        (with("session_id", json!(".hidden")), "session_id"),
+        (with("session_id", json!("")), "session_id"),
+        (with("session_id", json!("ä")), "session_id"),
+        (with("session_id", json!("a\nb")), "session_id"),
+        (with("session_id", json!("a".repeat(129))), "session_id"),
+        (
+            with("session_id", json!("a".repeat(1_000_000))),
+            "session_id",
+        ),
+        (with("session_id", json!(7)), "session_id"),
+        (with("prompt", json!("")), "prompt"),
+        (with("prompt", json!("a\u{0}b")), "prompt"),
+        (with("prompt", json!("a\u{1b}[31m")), "prompt"),
+        (with("prompt", json!(["x"])), "prompt"),
+        (with("prompt", json!("x".repeat(PROMPT_MAX + 1))), "prompt"),
+        (with("system_prompt", json!(1)), "system_prompt"),
+        (with("surprise", json!(1)), "surprise"),
+        (with("model_config", json!("gpt")), "model_config"),
+        (model("provider", json!("cohere")), "provider"),
+        (model("model", json!("")), "model"),
+        (model("model", json!(null)), "model"),
+        (model("temperature", json!(2.1)), "temperature"),
+        (model("temperature", json!("hot")), "temperature"),
+        (model("max_tokens", json!(0)), "max_tokens"),
+        (model("max_tokens", json!(1e300)), "max_tokens"),
+        (model("enabled_tools", json!("bash")), "enabled_tools"),
+        (model("enabled_tools", json!(["../bash"])), "enabled_tools"),
+        (
+            model("api_endpoint", json!("file:///etc/passwd")),
+            "api_endpoint",
+        ),
+        (model("api_endpoint", json!("http://127.0.0.1:1/v1")), "api"),
+        (model("surprise", json!(1)), "surprise"),
+    ]
+}
+
+#[test]
+fn wrong_requests_are_refused_with_field_and_rule() {
+    run(async {
+        let stack = shared().await;
+        stack.still_works().await;
+        let (before, _) = process::memory(stack.sidecar_pid());
+        for (body, word) in wrong_bodies() {
+            let shown = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+            let (status, answer) = refused(stack, post(stack, "/sessions", body)).await;
+            assert_eq!(status, 400, "{shown}: {answer}");
+            assert_eq!(
+                answer["details"]["code"], "invalid_request",
+                "{shown}: {answer}"
+            );
+            let fields = answer["details"]["fields"].to_string();
+            assert!(fields.contains(word), "{shown}: {answer}");
+            assert!(
+                answer.to_string().len() < 8 * 1024,
+                "{shown}: an answer of {}",
+                answer.to_string().len()
+            );
+        }
+        assert!(
+            stack
+                .client
+                .session(&contract::SessionId::new("x").unwrap())
+                .await
+                .is_err(),
+            "one was taken"
+        );
+
+        // Far too large, declared or not.
+        let large = vec![b'x'; 40 * 1024 * 1024];
+        let request = post(stack, "/sessions", large).send().await;
+        // The connection may be cut while the rest is still being sent.
+        assert!(request.is_err() || request.is_ok_and(|answer| answer.status() == 413));
+        for (media, status) in [
+            ("text/plain", 415),
+            ("application/x-www-form-urlencoded", 415),
+        ] {
+            let request = stack
+                .http
+                .post(stack.url("/sessions"))
+                .bearer_auth(TOKEN)
+                .header("content-type", media)
+                .body("{}");
+            assert_eq!(refused(stack, request).await.0, status);
+        }
+        let (after, peak) = process::memory(stack.sidecar_pid());
+        assert!(peak < 200, "{peak} MiB at most");
+        assert!(after < before + 100, "{before} MiB, then {after} MiB");
+        stack.still_works().await;
+    });
+}
+
+#[test]
+fn wrong_paths_tokens_and_cursors_are_refused() {
+    run(async {
+        let stack = shared().await;
+        let (id, reader) = stack.play("SCENARIO:hello").await;
+        let get = |path: &str| stack.http.get(stack.url(path)).bearer_auth(TOKEN);
+
+        for token in [
+            "",
+            "Bearer",
+            "Bearer ",
+            "Bearer wrong",
+            "Basic dGVzdDp0ZXN0",
+            "bearer  test-token",
+            "Bearer test-token2",
+            "Bearer eyJhbGciOiJub25lIn0.e30.",
+        ] {
+            for path in ["/sessions", "/metrics", "/events", "/nowhere"] {
+                let request = stack
+                    .http
+                    .get(stack.url(path))
+                    .header("authorization", token);
+                let (status, body) = refused(stack, request).await;
+                assert_eq!(
+                    (status, &body["details"]["code"]),
+                    (401, &json!("unauthorized")),
+                    "{token:?} {path}"
+                );
+            }
+        }
+        let (status, _) = refused(stack, stack.http.get(stack.url("/sessions"))).await;
+        assert_eq!(status, 401);
+
+        for (path, status) in [
+            ("/nowhere", 404),
+            ("/sessions/", 404),
+            ("/sessions/none/status", 404),
+            ("/sessions/none/stream", 404),
+            ("/sessions/none/events", 404),
+            ("/sessions/none/approvals", 404),
+            ("/sessions/none/diff", 404),
+            ("/sessions/..%2f..%2fetc%2fpasswd/status", 400),
+            ("/sessions/%00/status", 400),
+            ("/sessions/a%20b/stream", 400),
+            ("/sessions/%ff/status", 400),
+        ] {
+            let (got, body) = refused(stack, get(path)).await;
+            assert_eq!(got, status, "{path}: {body}");
+        }
+        let long = format!("/sessions/{}/status", "a".repeat(30_000));
+        assert_eq!(refused(stack, get(&long)).await.0, 400);
+        for method in [Method::PUT, Method::PATCH] {
+            let request = stack
+                .http
+                .request(method, stack.url("/sessions"))
+                .bearer_auth(TOKEN);
+            assert_eq!(refused(stack, request).await.0, 405);
+        }
+        assert_eq!(
+            refused(
+                stack,
+                stack
+                    .http
+                    .delete(stack.url("/sessions/none"))
+                    .bearer_auth(TOKEN)
+            )
+            .await
+            .0,
+            404
+        );
+
+        let last = reader.cursor().unwrap();
+        let future = format!("{}-{}", last.epoch, last.n + 1);
+        let endless = format!("{}-99999999999999999999999", last.epoch);
+        let huge = "9".repeat(10_000);
+        let cursors = [
+            "x",
+            "-",
+            "-1",
+            "1",
+            "ffff-1",
+            "0x1-1",
+            &future,
+            &endless,
+            &huge,
+            "\u{feff}1-1",
+            "a b",
+            "%00",
+            &format!("{}-", last.epoch),
+            &format!("{}--1", last.epoch),
+            &format!("{}-+1", last.epoch),
+            &format!("{}-1-1", last.epoch),
+        ];
+        for cursor in cursors {
+            for path in ["stream", "events"] {
+                let request = get(&format!("/sessions/{id}/{path}")).query(&[("after", cursor)]);
+                let (status, body) = refused(stack, request).await;
+                assert_eq!(
+                    (status, &body["details"]["code"]),
+                    (400, &json!("invalid_cursor")),
+                    "{path} {cursor:?}"
+                );
+            }
+            if let Ok(header) = reqwest::header::HeaderValue::from_str(cursor) {
+                let request =
+                    get(&format!("/sessions/{id}/stream")).header("last-event-id", header);
+                assert_eq!(refused(stack, request).await.0, 400, "{cursor:?}");
+            }
+        }
+        for query in ["limit=x", "limit=-1", "surprise=1"] {
+            let (status, body) =
+                refused(stack, get(&format!("/sessions/{id}/events?{query}"))).await;
+            assert_eq!(status, 400, "{query}: {body}");
+        }
+        let (status, _) =
+            refused(stack, get(&format!("/sessions/{id}/stream?follow=perhaps"))).await;
+        assert_eq!(status, 400);
+        let (status, body) = refused(
+            stack,
+            post(
+                stack,
+                &format!("/sessions/{id}/approvals/x"),
+                r#"{"decision":"perhaps"}"#,
+            ),
+        )
+        .await;
+        assert_eq!(status, 400, "{body}");
+        for key in ["", "a b", &"k".repeat(129)] {
+            let request = post(stack, "/sessions", r#"{"session_id":"x","prompt":"x"}"#)
+                .header("idempotency-key", key);
+            assert_eq!(refused(stack, request).await.0, 400, "{key:?}");
+        }
+    });
+}
+
+/// What no HTTP client sends.
+#[test]
+fn what_is_no_http_closes_only_its_own_connection() {
+    run(async {
+        let stack = shared().await;
+        let header = format!(
+            "GET /sessions HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n",
+            "y".repeat(200_000)
+        );
+        let headers = format!(
+            "GET /sessions HTTP/1.1\r\nhost: x\r\n{}\r\n",
+            "x: y\r\n".repeat(5_000)
+        );
+        for bytes in [
+            header.as_bytes(),
+            headers.as_bytes(),
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+            b"GET /sessions HTTP/9.9\r\n\r\n",
+            b"\0\0\0\0\0\0\0\0\r\n\r\n",
+            b"POST /sessions HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nX",
+            b"POST /sessions HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+        ] {
+            let mut stream = TcpStream::connect(("127.0.0.1", stack.port)).await.unwrap();
+            // It may be closed before all is written.
+            let _ = stream.write_all(bytes).await;
+            let _ = stream.shutdown().await;
+            let mut answer = Vec::new();
+            let read = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+            assert!(read.is_ok(), "left open: {:?}", String::from_utf8_lossy(&bytes[..bytes.len().min(60)]));
+            let answer = String::from_utf8_lossy(&answer);
+            assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
+        }
+        stack.still_works().await;
+    });
+}
+
+#[test]
+fn a_prompt_of_five_mebibytes_is_taken() {
+    run(async {
+        let stack = shared().await;
+        let mut prompt = String::from("SCENARIO:hello ");
+        prompt.push_str(&"é".repeat((PROMPT_MAX - prompt.len()) / 2));
+        let (_, reader) = stack.play(&prompt).await;
+        match reader.end() {
+            End::Complete(complete) => {
+                assert_eq!(complete.final_message, "Hello from the scripted model.")
+            }
+            other => panic!("{other:?}"),
+        }
+        stack.still_works().await;
+    });
+}
+
+#[test]
+fn the_same_request_from_ten_at_once_is_one_session() {
+    run(async {
+        let stack = shared().await;
+        for round in 0..5 {
+            let id = stack.id();
+            let body = json!({"session_id": id, "prompt": "SCENARIO:hello"}).to_string();
+            let send = |path: String, body: String, key: String| async move {
+                let answer = post(stack, &path, body)
+                    .header("idempotency-key", key)
+                    .send()
+                    .await
+                    .unwrap();
+                (
+                    answer.status().as_u16(),
+                    answer.json::<Value>().await.unwrap(),
+                )
+            };
+            let ten =
+                (0..10).map(|_| tokio::spawn(send("/sessions".into(), body.clone(), "k1".into())));
+            for answer in futures::future::join_all(ten.collect::<Vec<_>>()).await {
+                let (status, body) = answer.unwrap();
+                assert_eq!(status, 201, "{round}: {body}");
+                assert_eq!(body["session_id"], json!(id));
+            }
+            let mut reader = Reader::default();
+            stack.read_turn(&mut reader, &id).await;
+            reader.complete();
+            let turn = json!({"prompt": "SCENARIO:hello"}).to_string();
+            let ten = (0..10).map(|_| {
+                tokio::spawn(send(
+                    format!("/sessions/{id}/turns"),
+                    turn.clone(),
+                    "k2".into(),
+                ))
+            });
+            for answer in futures::future::join_all(ten.collect::<Vec<_>>()).await {
+                let (status, body) = answer.unwrap();
+                assert_eq!((status, &body["turn"]), (201, &json!(2)), "{round}: {body}");
+            }
+            stack.read_turn(&mut reader, &id).await;
+            reader.complete();
+            assert_eq!(stack.model_calls(&id).await, 2);
+            let other = send(
+                format!("/sessions/{id}/turns"),
+                json!({"prompt": "other"}).to_string(),
+                "k2".into(),
+            )
+            .await;
+            assert_eq!(
+                (other.0, &other.1["details"]["code"]),
+                (409, &json!("idempotency_mismatch"))
+            );
+            // Without the key, ids are never used again.
+            let again = stack.create(&id, "SCENARIO:hello").await;
+            assert!(
+                matches!(again, Err(ClientError::Api { status: 409, .. })),
+                "{again:?}"
+            );
+        }
+    });
+}
+
+/// A caller that is gone before its answer must not leave a turn that nobody runs.
+#[test]
+fn a_request_whose_caller_is_gone_runs_or_was_never_there() {
+    run(async {
+        let stack = shared().await;
+        let mut ids = Vec::new();
+        for _ in 0..20 {
+            let id = stack.id();
+            let body = json!({"session_id": id, "prompt": "SCENARIO:hello"}).to_string();
+            send_and_leave(stack, "/sessions", &body).await;
+            ids.push(id);
+        }
+        stack.still_works().await;
+        for id in ids {
+            if stack.client.session(&id).await.is_ok() {
+                let mut reader = Reader::default();
+                stack.read_turn(&mut reader, &id).await;
+                reader.complete();
+            }
+        }
+    });
+}
+
+#[test]
+fn at_the_limit_callers_are_told_when_to_come_back() {
+    run(async {
+        let config = json!({"limits": {"maxConcurrentSessions": 2, "turnTimeoutSeconds": 600}});
+        let stack = Stack::start(Setup::default().config(config)).await;
+        let one = stack.begin("SCENARIO:slow 2000 20").await;
+        let two = stack.begin("SCENARIO:slow 2000 20").await;
+        let third = stack.id();
+        let body = json!({"session_id": third, "prompt": "SCENARIO:hello"}).to_string();
+        let answer = post(&stack, "/sessions", body).send().await.unwrap();
+        assert_eq!(answer.status(), 503);
+        let after: u32 = answer.headers()["retry-after"]
+            .to_str()
+            .unwrap()
+            .parse()
+            .unwrap();
+        assert!((1..=60).contains(&after));
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["details"]["code"], "too_many_sessions");
+        let busy = stack
+            .client
+            .create_turn(
+                &one,
+                &CreateTurn {
+                    prompt: "x".into(),
+                    api_key: None,
+                },
+            )
+            .await;
+        assert!(
+            matches!(busy, Err(ClientError::Api { status: 409, .. })),
+            "{busy:?}"
+        );
+        stack.client.cancel(&one).await.unwrap();
+        // The id was not used up.
+        stack.create(&third, "SCENARIO:hello").await.unwrap();
+        stack.client.cancel(&two).await.unwrap();
+        let mut reader = Reader::default();
+        stack.read_turn(&mut reader, &third).await;
+        reader.complete();
+    });
+}
+
+#[test]
+fn a_key_that_came_with_its_session_is_asked_for_after_a_restart() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let own = |model: &str| ModelConfig {
+            provider: Provider::Local,
+            model: model.into(),
+            api_key: Some("sk-own".into()),
+            temperature: None,
+            max_tokens: None,
+            enabled_tools: None,
+            model_version: None,
+            api_endpoint: Some(stack.model.base_url()),
+        };
+        let id = stack.id();
+        let begin = |session_id: contract::SessionId, prompt: &str| CreateSession {
+            session_id,
+            prompt: prompt.into(),
+            model_config: Some(own("own-1")),
+            system_prompt: None,
+        };
+        stack
+            .client
+            .create_session(&begin(id.clone(), "SCENARIO:hello"))
+            .await
+            .unwrap();
+        let mut reader = Reader::default();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+        // And one that is cut by the restart.
+        let cut = stack.id();
+        stack
+            .client
+            .create_session(&begin(cut.clone(), "SCENARIO:slow 2000 20"))
+            .await
+            .unwrap();
+        let mut of_cut = Reader::default();
+        stack.read(&mut of_cut, &cut, crate::reader::speaks).await;
+        stack.kill_sidecar();
+        stack.start_sidecar();
+        stack.ready().await;
+        stack.read_turn(&mut of_cut, &cut).await;
+        of_cut.failed(TurnError::KeyRequired);
+
+        assert!(stack.client.session(&id).await.unwrap().key_required);
+        let without = CreateTurn {
+            prompt: "SCENARIO:hello".into(),
+            api_key: None,
+        };
+        match stack.client.create_turn(&id, &without).await {
+            Err(ClientError::Api { status: 409, body }) => {
+                assert_eq!(body.details.code, contract::ErrorCode::KeyRequired)
+            }
+            other => panic!("{other:?}"),
+        }
+        let with = CreateTurn {
+            prompt: "SCENARIO:whoami".into(),
+            api_key: Some("sk-own".into()),
+        };
+        stack.client.create_turn(&id, &with).await.unwrap();
+        stack.read_turn(&mut reader, &id).await;
+        assert!(
+            reader.complete().final_message.contains("own-1"),
+            "{:?}",
+            reader.complete()
+        );
+        // The key is nowhere on the disk.
+        let found = std::process::Command::new("grep")
+            .args(["-rl", "sk-own"])
+            .arg(&stack.dir)
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+    });
+}
+
+#[test]
+fn slow_callers_and_readers_that_do_not_read_hold_up_nobody() {
+    run(async {
+        let stack = shared().await;
+        let id = stack.begin("SCENARIO:long 20000").await;
+        let mut held = Vec::new();
+        for n in 0..100 {
+            let mut stream = TcpStream::connect(("127.0.0.1", stack.port)).await.unwrap();
+            let request = match n % 4 {
+                // A head that never ends, a body that never comes, readers that never read.
+                0 => "POST /sess".to_owned(),
+                1 => format!(
+                    "POST /sessions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\ncontent-type: application/json\r\ncontent-length: 5000000\r\n\r\n{{"
+                ),
+                _ => format!(
+                    "GET /sessions/{id}/stream?follow=true HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
+                ),
+            };
+            stream.write_all(request.as_bytes()).await.unwrap();
+            held.push(stream);
+        }
+        let mut reader = Reader::default();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+        let began = Instant::now();
+        stack.client.sessions().await.unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(1),
+            "{:?}",
+            began.elapsed()
+        );
+        stack.still_works().await;
+        let (_, peak) = process::memory(stack.sidecar_pid());
+        assert!(peak < 200, "{peak} MiB");
+        // A head that never ends is closed.
+        let mut byte = [0];
+        let closed = timeout(Duration::from_secs(20), held[0].read(&mut byte)).await;
+        assert!(closed.is_ok(), "a connection without a request is kept");
+    });
+}

@@ -1,0 +1,139 @@
+//! DELETE at every moment of a turn.
+
+use crate::{
+    process,
+    reader::{End, Reader, calls},
+    stack::{Setup, Stack, run, shared},
+};
+use contract::{SessionId, event::StatusKind};
+use std::time::{Duration, Instant};
+
+/// Cancels and checks that it did not take longer than promised.
+async fn cancel(stack: &Stack, id: &SessionId) {
+    let began = Instant::now();
+    stack.client.cancel(id).await.unwrap();
+    assert!(
+        began.elapsed() < Duration::from_secs(12),
+        "{:?}\n{}",
+        began.elapsed(),
+        stack.logs()
+    );
+}
+
+async fn is_cancelled(stack: &Stack, reader: &mut Reader, id: &SessionId) {
+    stack.read(reader, id, |reader| reader.ends() > 0).await;
+    assert!(
+        matches!(reader.end(), End::Cancelled),
+        "{:#?}",
+        reader.events
+    );
+    let oc = stack
+        .client
+        .session(id)
+        .await
+        .unwrap()
+        .opencode_session_id
+        .unwrap();
+    let path = format!(
+        "/session/status?directory={}",
+        stack.dir.join("workspace").display()
+    );
+    assert_eq!(
+        stack.ask_opencode(&path).await.get(&oc),
+        None,
+        "OpenCode still works at it"
+    );
+}
+
+#[test]
+fn deleting_in_a_command_ends_its_children() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let prompt = "SCENARIO:bash <<<sleep 98771 & setsid -f sleep 98772; nohup sleep 98773 >/dev/null & trap '' TERM INT HUP; sleep 98774; sleep 98775>>>";
+        let id = stack.begin(prompt).await;
+        let mut reader = Reader::default();
+        stack.read(&mut reader, &id, calls).await;
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while process::with_words("sleep 98774").len() < 2 {
+            assert!(Instant::now() < deadline, "{:#?}", reader.events);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        cancel(&stack, &id).await;
+        assert_eq!(
+            process::with_words("sleep 9877"),
+            [] as [u32; 0],
+            "{}",
+            stack.logs()
+        );
+        is_cancelled(&stack, &mut reader, &id).await;
+        stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
+        // Twice, and with nothing to cancel.
+        cancel(&stack, &id).await;
+    });
+}
+
+#[test]
+fn deleting_before_the_agent_is_there_runs_nothing() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        process::kill(stack.opencode().await);
+        let id = stack.begin("SCENARIO:bash <<<touch never>>>").await;
+        cancel(&stack, &id).await;
+        stack.ready().await;
+        let mut reader = Reader::default();
+        is_cancelled(&stack, &mut reader, &id).await;
+        stack.still_works().await;
+        assert_eq!(stack.model_calls(&id).await, 0);
+        assert!(!stack.dir.join("workspace/never").exists());
+    });
+}
+
+#[test]
+fn deleting_between_two_tries_stops_trying() {
+    run(async {
+        let stack = shared().await;
+        let id = stack.begin("SCENARIO:err429long").await;
+        let mut reader = Reader::default();
+        stack
+            .read(&mut reader, &id, |reader| {
+                !reader.statuses(StatusKind::Retrying).is_empty()
+            })
+            .await;
+        let retrying = reader.statuses(StatusKind::Retrying)[0];
+        let wait = retrying
+            .retry_at
+            .unwrap()
+            .duration_since(jiff::Timestamp::now());
+        assert!(
+            wait.as_secs() <= 61,
+            "the provider's hour is obeyed: {retrying:?}"
+        );
+        cancel(stack, &id).await;
+        is_cancelled(stack, &mut reader, &id).await;
+        stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
+        // The call of that turn, and no other.
+        assert_eq!(stack.model_calls(&id).await, 2);
+    });
+}
+
+#[test]
+fn deleting_at_any_instant_leaves_nothing_running() {
+    run(async {
+        let stack = shared().await;
+        stack.still_works().await;
+        for delay in [0, 2, 5, 10, 20, 40, 80, 160] {
+            let id = stack.begin("SCENARIO:slow 2000 20").await;
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            cancel(stack, &id).await;
+            let mut reader = Reader::default();
+            is_cancelled(stack, &mut reader, &id).await;
+            stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+            assert_eq!(
+                reader.complete().final_message,
+                "Hello from the scripted model."
+            );
+        }
+    });
+}
