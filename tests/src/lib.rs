@@ -16,7 +16,7 @@ pub mod stream;
 pub mod witness;
 
 pub use model::Model;
-pub use namespace::{Namespace, run};
+pub use namespace::{Namespace, run, run_alone};
 pub use session::Session;
 pub use stream::{Recorder, SeenEvent};
 pub use witness::Witness;

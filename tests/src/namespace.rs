@@ -8,7 +8,11 @@ use kube::{
     api::{DeleteParams, PostParams},
 };
 use serde_json::json;
-use std::{future::Future, panic::AssertUnwindSafe, sync::OnceLock};
+use std::{
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{OnceLock, PoisonError, RwLock},
+};
 
 /// A namespace of one test.
 #[derive(Clone)]
@@ -29,9 +33,31 @@ fn tls() {
     });
 }
 
+/// Held by every test; alone by those that disturb what all share.
+static CLUSTER: RwLock<()> = RwLock::new(());
+
 /// Runs a test in a namespace of its own. Removes the namespace when the test passes; shows what is
 /// in it, then removes it, when it fails.
 pub fn run<F, Fut>(name: &str, test: F)
+where
+    F: FnOnce(Namespace) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    let _shared = CLUSTER.read().unwrap_or_else(PoisonError::into_inner);
+    run_in_namespace(name, test);
+}
+
+/// The same, with no other test of this process beside it: for those that kill the operator.
+pub fn run_alone<F, Fut>(name: &str, test: F)
+where
+    F: FnOnce(Namespace) -> Fut,
+    Fut: Future<Output = ()>,
+{
+    let _alone = CLUSTER.write().unwrap_or_else(PoisonError::into_inner);
+    run_in_namespace(name, test);
+}
+
+fn run_in_namespace<F, Fut>(name: &str, test: F)
 where
     F: FnOnce(Namespace) -> Fut,
     Fut: Future<Output = ()>,

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::Api;
 use std::{
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -26,20 +27,78 @@ pub fn process(pod_uid: &str, program: &str) -> u32 {
 /// The same; empty where there is none. The oldest comes first.
 #[must_use]
 pub fn find(pod_uid: &str, program: &str) -> Vec<u32> {
+    let all = processes(pod_uid).into_iter();
+    all.filter(|(_, name)| name == program)
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+/// Every process of the pod with this UID, with the file name of its program.
+#[must_use]
+pub fn processes(pod_uid: &str) -> Vec<(u32, String)> {
     // cgroup drivers write the UID with dashes or with underscores.
     let names = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
-    let mut found: Vec<u32> = fs::read_dir("/proc")
+    let mut found: Vec<(u32, String)> = fs::read_dir("/proc")
         .expect("/proc")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid: &u32| {
-            let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            let exe = fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
-            names.iter().any(|name| group.contains(name.as_str()))
-                && exe.file_name().is_some_and(|file| file == program)
+        .filter_map(|pid: u32| {
+            let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+            let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+            let program = exe.file_name()?.to_string_lossy().into_owned();
+            names
+                .iter()
+                .any(|name| group.contains(name.as_str()))
+                .then_some((pid, program))
         })
         .collect();
     found.sort_unstable();
     found
+}
+
+/// Whether environment, arguments or memory of a process hold one of these texts, and how many bytes were read. Meant for small
+/// processes: a large one takes minutes.
+#[must_use]
+pub fn holds(pid: u32, needles: &[String]) -> (bool, usize) {
+    let (mut holds, mut read) = (false, 0);
+    let mut look = |bytes: &[u8]| {
+        read += bytes.len();
+        holds |= any_in(bytes, needles);
+    };
+    for file in ["environ", "cmdline"] {
+        look(&fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default());
+    }
+    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("root reads every memory");
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))
+        .unwrap_or_default()
+        .lines()
+    {
+        let mut words = line.split_whitespace();
+        let (Some((from, to)), Some(may)) = (
+            words.next().and_then(|range| range.split_once('-')),
+            words.next(),
+        ) else {
+            continue;
+        };
+        let (Ok(from), Ok(to)) = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16))
+        else {
+            continue;
+        };
+        // What is reserved and not used is larger than any machine.
+        let Ok(length @ 1..=0x0400_0000) = usize::try_from(to - from) else {
+            continue;
+        };
+        let mut bytes = vec![0; length];
+        if may.starts_with('r') && memory.read_exact_at(&mut bytes, from).is_ok() {
+            look(&bytes);
+        }
+    }
+    (holds, read)
+}
+
+/// Whether bytes hold one of these texts of ASCII: decoding leaves ASCII as it is, and finding text is fast even without optimization.
+fn any_in(bytes: &[u8], needles: &[String]) -> bool {
+    let text = String::from_utf8_lossy(bytes);
+    needles.iter().any(|needle| text.contains(needle.as_str()))
 }
 
 /// kill -9, now.
@@ -102,12 +161,7 @@ pub fn files_with(folder: &Path, needles: &[String]) -> (Vec<PathBuf>, usize) {
             // Gone in the meantime: the agent works on it.
             let Ok(bytes) = fs::read(&next) else { continue };
             read += 1;
-            let holds = |needle: &String| {
-                bytes
-                    .windows(needle.len())
-                    .any(|window| window == needle.as_bytes())
-            };
-            if needles.iter().any(holds) {
+            if any_in(&bytes, needles) {
                 found.push(next);
             }
         }

@@ -135,6 +135,24 @@ fn no_search_from_the_agents_side_finds_the_key() {
             eprintln!("FIGURE {when}: {}", report.looked_at());
             assert_eq!(report.found, [""; 0], "found {when}");
             report.looked_well("opencode");
+            // What keeps others from its memory (the runner does) has nothing to hide either.
+            let pod = session.pod_uid().await;
+            let small: Vec<_> = node::processes(&pod)
+                .into_iter()
+                .filter(|(_, program)| {
+                    !["opencode", "sidecar", "pause"].contains(&program.as_str())
+                })
+                .collect();
+            assert!(
+                small.iter().any(|(_, program)| program == "runner"),
+                "{small:?}"
+            );
+            for (pid, program) in small {
+                let (holds, read) = node::holds(pid, &needles.forms());
+                eprintln!("FIGURE {when}: {read} bytes of {program} were searched as root");
+                assert!(!holds, "{program} holds the key");
+                assert!(read > 4096, "{program} was not read");
+            }
             session
                 .client()
                 .await

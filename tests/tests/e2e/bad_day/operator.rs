@@ -7,7 +7,9 @@ use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
 };
-use tests::{Model, Namespace, Session, Witness, eventually, kubectl::kubectl, run, session::KEY};
+use tests::{
+    Model, Namespace, Session, Witness, eventually, kubectl::kubectl, run_alone, session::KEY,
+};
 
 const SYSTEM: &str = "opencode-operator-system";
 const OPERATOR: &str = "app.kubernetes.io/name=opencode-operator";
@@ -64,7 +66,7 @@ async fn owners(ns: &Namespace) -> Vec<(String, Vec<String>)> {
 
 #[test]
 fn an_operator_killed_between_writes_leaves_one_pod_and_one_claim_each() {
-    run("kills", |ns| async move {
+    run_alone("kills", |ns| async move {
         let model = Model::start(&ns, "model", KEY).await;
         ns.secret("model-key", "key", KEY).await;
         let witness = Witness::start(&ns);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tests::{
     Model, Session, eventually,
     kubectl::kubectl,
-    run,
+    run_alone,
     session::{KEY, READY},
 };
 
@@ -39,7 +39,7 @@ async fn phase(session: &Session, wanted: &str) {
 /// The schema allows what kube's types do not: a time whose offset is none. Somebody who may write the status writes it.
 #[test]
 fn one_object_that_cannot_be_read_does_not_stop_the_others() {
-    run("unreadable", |ns| async move {
+    run_alone("unreadable", |ns| async move {
         let model = Model::start(&ns, "model", KEY).await;
         let providers = || json!([model.provider("compatible", "model-key")]);
         let suspended = json!({"suspend": true});

@@ -1,9 +1,10 @@
 //! The search is able to find: each hiding place once, in a pod that is weakened on purpose.
 
 use super::search::{Needles, Report};
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tests::{eventually, run};
+use tests::{eventually, node, run};
 
 fn container(name: &str, more: &Value) -> Value {
     let mut container = json!({
@@ -149,6 +150,13 @@ fn the_same_search_finds_the_key_in_a_weakened_pod() {
                 );
             }
         }
+        let pod = ns.api::<Pod>().get("weak").await.expect("the pod is there");
+        let keepers = node::find(&pod.metadata.uid.expect("a UID"), "perl");
+        let found = keepers
+            .iter()
+            .filter(|pid| node::holds(**pid, &needles.forms()).0)
+            .count();
+        assert_eq!(found, 1, "root finds it in one of {keepers:?}");
         for holder in holders {
             holder.abort();
         }
