@@ -15,6 +15,10 @@ pub struct Summary {
     pub activity: Activity,
     /// Turns under way.
     pub running_turns: u32,
+    /// Those of them that OpenCode was not given yet: they wait for a key or for the agent, and a new
+    /// pod takes them up unharmed.
+    #[serde(default)]
+    pub waiting_turns: u32,
     /// Approvals that wait for somebody.
     pub pending_approvals: u32,
     /// All sessions of the pod since its journal began.

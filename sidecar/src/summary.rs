@@ -51,6 +51,7 @@ fn make(app: &App) -> Summary {
     let mut pending_approvals = 0;
     let mut waits_for_key = false;
     let mut running_turns = 0;
+    let mut waiting_turns = 0;
     for session in app.store.all() {
         let key = {
             let state = session.state();
@@ -58,6 +59,7 @@ fn make(app: &App) -> Summary {
             if state.running.is_none() {
                 continue;
             }
+            waiting_turns += u32::from(!state.delivered);
             state.target.clone()
         };
         running_turns += 1;
@@ -77,6 +79,7 @@ fn make(app: &App) -> Summary {
     Summary {
         activity,
         running_turns,
+        waiting_turns,
         pending_approvals,
         usage: app.store.usage(),
         missing_keys: app.keys.missing(&pod),

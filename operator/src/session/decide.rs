@@ -16,7 +16,7 @@ use std::time::Duration;
 /// When nothing is expected: what an event was missed for is found then.
 pub const REQUEUE_SLOW: Duration = Duration::from_secs(600);
 /// When something is awaited that no watch tells: objects without our label.
-pub const REQUEUE_FOREIGN: Duration = Duration::from_secs(30);
+pub const REQUEUE_FOREIGN: Duration = Duration::from_secs(10);
 /// Shortest life of a pod that ended by itself before it is replaced, so that a node which evicts at
 /// once is not flooded.
 pub const REPLACE_AFTER: SignedDuration = SignedDuration::from_secs(10);
@@ -322,7 +322,8 @@ fn ended(pod: &Pod) -> bool {
 /// has nothing to cut, and one that is ready may be about to tell.
 fn idle(pod: &Pod, observed: &Observed) -> bool {
     match &observed.summary {
-        Some(seen) if seen.connected => seen.summary.running_turns == 0,
+        // A turn that only waits is no reason: what it waits for may be the very change.
+        Some(seen) if seen.connected => seen.summary.running_turns <= seen.summary.waiting_turns,
         Some(_) | None => !pod_ready(pod),
     }
 }

@@ -128,6 +128,12 @@ fn a_new_template_waits_for_running_turns() {
     let waiting = plan(&observed);
     assert_eq!((waiting.steps, waiting.update_waits), (vec![], true));
 
+    // A turn that OpenCode was not given yet may wait for this very change.
+    let mut waiting = idle();
+    (waiting.running_turns, waiting.waiting_turns) = (1, 1);
+    observed.summary = Some(seen(waiting));
+    assert_eq!(plan(&observed).steps, delete(DeleteReason::TemplateChanged));
+
     // The stream is down: a turn may be running.
     let mut unknown = seen(idle());
     unknown.connected = false;

@@ -49,6 +49,7 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                 Ok(Note::Delivered { turn }) => {
                     if let Some(open) = open.as_mut().filter(|open| open.note.turn == turn) {
                         open.delivered = true;
+                        state.delivered = true;
                     }
                 }
                 Ok(Note::Always(always)) => state.always.push(always),

@@ -54,6 +54,8 @@ pub(crate) struct State {
     pub request_key: Option<SecretString>,
     pub target: Option<Arc<Target>>,
     pub running: Option<Running>,
+    /// OpenCode has the prompt of the turn under way.
+    pub delivered: bool,
     pub pending: BTreeMap<String, Approval>,
     /// Answers of the turn under way, for asks that OpenCode still holds after a restart.
     pub answered: HashMap<String, Decision>,
@@ -258,6 +260,7 @@ impl Session {
 impl State {
     pub(super) fn begin(&mut self, note: &TurnNote) {
         self.turn = note.turn;
+        self.delivered = false;
         self.status = Some(SessionState::Pending);
         "recorded, not yet started".clone_into(&mut self.reason);
         self.updated_at = Some(note.at);

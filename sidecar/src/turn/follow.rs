@@ -102,6 +102,7 @@ impl Drive {
             }
         }
         self.delivered = true;
+        self.session.state().delivered = true;
         self.session.note(Note::Delivered { turn: self.number })?;
         Ok(Ok(()))
     }

@@ -140,6 +140,14 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         )),
         end = drive.drive() => Some(end),
     };
+    if let Some(End::Failed(error)) = &end
+        && error.code == TurnError::ShuttingDown
+        && !drive.delivered
+    {
+        // OpenCode does not have it: the next process takes it up from the journal, as after a crash.
+        tracing::info!(session_id = %session.id(), turn = number, "a turn that waits is left for the next start");
+        return;
+    }
     let end = match end {
         Some(End::Complete(complete)) => End::Complete(complete),
         Some(end) => {
