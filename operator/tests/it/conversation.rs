@@ -169,7 +169,7 @@ async fn a_pod_of_somebody_else_is_looked_at_and_reported() {
         .unwrap();
     assert_eq!(
         requeue.map(|r| r.as_secs()),
-        Some(30),
+        Some(10),
         "no watch tells when it goes"
     );
     drop(context);
