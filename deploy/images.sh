@@ -29,6 +29,7 @@ usage: images.sh COMMAND [OPTION...] [TARGET...]
   push    push the built images to \$REGISTRY
   names   print the images' names
   chart-values  print them as NAME IMAGE, for the chart's values
+  key TARGET    print what identifies the built image's content
   opencode      fetch OpenCode for this machine, checked by its hash, and print its path
   clean   forget built images and their base; binaries of OpenCode stay
 options:
@@ -329,6 +330,7 @@ main() {
     names) local t; for t in "${TARGETS[@]}"; do name_of "$t"; done ;;
     chart-values) local t; for t in operator sidecar runner opencode agent; do printf '%s %s\n' "$t" "$(name_of "$t")"; done ;;
     opencode) opencode_binary ;;
+    key) cat "$WORK/${TARGETS[0]}-$TAG.tar.key" ;;
     *) usage ;;
   esac
 }

@@ -5,4 +5,4 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 use_cluster
 hack/install.sh
-exec deploy/local/cluster.sh hold -- cargo test --locked -p tests -- --test-threads="${E2E_THREADS:-4}" "$@"
+exec deploy/local/cluster.sh hold -- cargo test --locked -p tests -- --test-threads="${E2E_THREADS:-3}" "$@"

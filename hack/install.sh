@@ -6,6 +6,8 @@ set -euo pipefail
 use_cluster
 args=()
 while read -r name image; do args+=(--set "images.$name=$image"); done < <(deploy/images.sh chart-values)
+# The tag stays the same from build to build: only this tells Kubernetes that the operator is another one.
+args+=(--set-string "podAnnotations.opencode-operator\\.dev/image=$(deploy/images.sh key operator)")
 timed "installing the operator with Helm" "$LOGS/helm.log" "kubectl -n $SYSTEM_NAMESPACE get pods,events; then 'make install'" \
   helm upgrade --install opencode-operator charts/opencode-operator --namespace "$SYSTEM_NAMESPACE" --create-namespace \
   "${args[@]}" --wait --timeout 3m
