@@ -1,6 +1,6 @@
 //! `/sessions/{id}/approvals`: what waits for somebody's consent.
 
-use super::{body, error::ApiError, session};
+use super::{body, error::ApiError, path::InPath, session};
 use crate::{
     app::App,
     auth::Caller,
@@ -9,11 +9,7 @@ use crate::{
         session::now,
     },
 };
-use axum::{
-    Extension, Json,
-    body::Body,
-    extract::{Path, State},
-};
+use axum::{Extension, Json, body::Body, extract::State};
 use contract::{
     ErrorBody, ErrorCode, Event, EventBody,
     approval::{Answer, ApprovalList, Decision},
@@ -27,7 +23,7 @@ use std::sync::Arc;
     responses((status = 200, body = ApprovalList), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
 ) -> Result<Json<ApprovalList>, ApiError> {
     let session = session(&app, &id)?;
     let mut approvals: Vec<_> = session.state().pending.values().cloned().collect();
@@ -43,7 +39,7 @@ pub(super) async fn list(
 pub(super) async fn answer(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path((id, approval_id)): Path<(String, String)>,
+    InPath((id, approval_id)): InPath<(String, String)>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {

@@ -1,11 +1,8 @@
 //! `GET /sessions/{id}/diff`: what the last turn changed.
 
-use super::{error::ApiError, session};
+use super::{error::ApiError, path::InPath, session};
 use crate::app::App;
-use axum::{
-    Json,
-    extract::{Path, State},
-};
+use axum::{Json, extract::State};
 use contract::{ErrorBody, ErrorCode, session::Diff};
 use std::sync::Arc;
 
@@ -15,7 +12,7 @@ use std::sync::Arc;
         (status = 503, body = ErrorBody)))]
 pub(super) async fn diff(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
 ) -> Result<Json<Diff>, ApiError> {
     let session = session(&app, &id)?;
     let (turn, message_id) = {

@@ -1,13 +1,13 @@
 //! `GET /sessions/{id}/events`: stored events as JSON, page by page.
 
-use super::{cursor, error::ApiError, session};
+use super::{cursor, error::ApiError, path::InPath, session};
 use crate::{
     app::App,
     store::{reader::Reader, session::now},
 };
 use axum::{
     Json,
-    extract::{Path, Query, State},
+    extract::{Query, State},
 };
 use contract::{
     Cursor, ErrorBody, Event, EventBody, FieldError,
@@ -37,7 +37,7 @@ pub(super) struct Params {
         (status = 404, body = ErrorBody)))]
 pub(super) async fn events(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
     query: Result<Query<Params>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Json<EventPage>, ApiError> {

@@ -6,6 +6,7 @@ mod diff;
 mod error;
 mod events;
 mod health;
+mod path;
 mod pod;
 mod sessions;
 mod stream;

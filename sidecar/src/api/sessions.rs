@@ -1,16 +1,12 @@
 //! `/sessions`: begin, list, look, prompt again, cancel.
 
-use super::{body, error::ApiError, session as find};
+use super::{body, error::ApiError, path::InPath, session as find};
 use crate::{
     app::{App, StartError, TurnRequest},
     auth::Caller,
     store::{BeginError, record::Idempotency, session},
 };
-use axum::{
-    Extension, Json,
-    body::Body,
-    extract::{Path, State},
-};
+use axum::{Extension, Json, body::Body, extract::State};
 use contract::{
     ErrorBody, ErrorCode, SessionId,
     session::{CreateSession, CreateTurn, Session, SessionList},
@@ -75,7 +71,7 @@ pub(super) async fn create(
 pub(super) async fn turn(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Session>), ApiError> {
@@ -131,7 +127,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SessionList> {
     responses((status = 200, body = Session), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn status(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
 ) -> Result<Json<Session>, ApiError> {
     Ok(Json(find(&app, &id)?.body()))
 }
@@ -141,7 +137,7 @@ pub(super) async fn status(
     responses((status = 204), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn cancel(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    InPath(id): InPath<String>,
 ) -> Result<StatusCode, ApiError> {
     let session = find(&app, &id)?;
     let running = session.state().running.clone();

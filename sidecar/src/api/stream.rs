@@ -1,6 +1,6 @@
 //! `GET /sessions/{id}/stream`: events as they become durable, from any cursor on.
 
-use super::{cursor, error::ApiError, session};
+use super::{cursor, error::ApiError, path::InPath, session};
 use crate::{
     app::App,
     metrics::StreamGuard,
@@ -49,7 +49,7 @@ pub(super) struct Params {
         (status = 400, body = ErrorBody), (status = 401, body = ErrorBody), (status = 404, body = ErrorBody)))]
 pub(super) async fn stream(
     State(app): State<Arc<App>>,
-    axum::extract::Path(id): axum::extract::Path<String>,
+    InPath(id): InPath<String>,
     query: Result<Query<Params>, axum::extract::rejection::QueryRejection>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {

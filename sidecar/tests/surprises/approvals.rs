@@ -13,11 +13,13 @@ use contract::{
 use std::fs;
 
 fn approvals(reader: &Reader) -> Vec<&ApprovalEvent> {
-    let of = |body| match body {
-        &EventBody::Approval(ref approval) => Some(approval),
-        _ => None,
-    };
-    reader.bodies().filter_map(of).collect()
+    reader
+        .bodies()
+        .filter_map(|body| match body {
+            EventBody::Approval(approval) => Some(approval),
+            _ => None,
+        })
+        .collect()
 }
 
 /// Waits for the next ask; its id.

@@ -6,6 +6,7 @@ use crate::{
     stack::{Setup, Stack, run, shared},
 };
 use contract::{SessionId, event::StatusKind};
+use rustix::process::Signal;
 use std::time::{Duration, Instant};
 
 /// Cancels and checks that it did not take longer than promised.
@@ -135,5 +136,31 @@ fn deleting_at_any_instant_leaves_nothing_running() {
                 "Hello from the scripted model."
             );
         }
+    });
+}
+
+/// An OpenCode that is stopped answers nothing: it is killed, and the next one works.
+#[test]
+fn an_opencode_that_hangs_is_cancelled_and_replaced() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let id = stack.begin("SCENARIO:bash-sleep 98764").await;
+        let mut reader = Reader::default();
+        stack.read(&mut reader, &id, calls).await;
+        let hanging = stack.opencode().await;
+        process::signal(hanging, Signal::STOP);
+        let began = Instant::now();
+        stack.client.cancel(&id).await.unwrap();
+        assert!(
+            began.elapsed() < Duration::from_secs(25),
+            "{:?}",
+            began.elapsed()
+        );
+        assert!(!process::lives(hanging));
+        assert_eq!(process::with_words("sleep 98764"), [] as [u32; 0]);
+        stack.read_turn(&mut reader, &id).await;
+        assert!(matches!(reader.end(), End::Cancelled));
+        stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
     });
 }

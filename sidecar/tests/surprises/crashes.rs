@@ -206,3 +206,27 @@ fn sigterm_ends_turns_with_their_reason() {
         of_text.complete();
     });
 }
+
+/// Hangs in mid-turn while the pod is told to stop: the turn's end is recorded all the same.
+#[test]
+fn sigterm_does_not_wait_for_an_opencode_that_hangs() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let id = stack.begin("SCENARIO:slow 2000 20").await;
+        let mut reader = Reader::default();
+        stack.read(&mut reader, &id, speaks).await;
+        let hanging = stack.opencode().await;
+        process::signal(hanging, Signal::STOP);
+        process::signal(stack.sidecar_pid(), Signal::TERM);
+        let status = stack.sidecar_ended(Duration::from_secs(25)).await;
+        assert_eq!(status.code(), Some(0), "{}", stack.logs());
+        if process::lives(hanging) {
+            process::kill(hanging);
+        }
+        stack.start_sidecar();
+        stack.read_turn(&mut reader, &id).await;
+        reader.failed(TurnError::ShuttingDown);
+        stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
+    });
+}

@@ -37,7 +37,7 @@ struct Double {
 }
 
 /// A stack whose OpenCode is the double.
-pub async fn stack(setup: Setup) -> Stack {
+pub(crate) async fn stack(setup: Setup) -> Stack {
     Stack::start_with(
         Setup {
             program: Some(PROGRAM),

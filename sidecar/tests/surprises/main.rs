@@ -4,6 +4,8 @@
 //! Needs OPENCODE_BIN (OpenCode's binary) and the runner's binary at RUNNER_BIN or beside the sidecar's.
 //! Everything listens on loopback and ends with the test process, however that ends.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod approvals;
 mod callers;
 mod cancel;
@@ -11,8 +13,10 @@ mod crashes;
 mod disk;
 mod double;
 mod hostile;
+mod launch;
 mod process;
 mod providers;
 mod reader;
+mod repeats;
 mod stack;
 mod tools;

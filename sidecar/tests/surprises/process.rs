@@ -11,13 +11,13 @@ use std::{
 
 /// Ends what a stack started when the test process is gone, also by SIGKILL: then its end of the pipe
 /// closes. The pids are read from a file at that time.
-pub struct Guard {
+pub(crate) struct Guard {
     child: Child,
     pids: PathBuf,
 }
 
 impl Guard {
-    pub fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         let pids = dir.join("pids");
         fs::write(&pids, "").unwrap();
         let script = r#"trap '' INT TERM; cat >/dev/null
@@ -36,7 +36,7 @@ impl Guard {
     }
 
     /// Watches over one more process.
-    pub fn add(&self, pid: u32) {
+    pub(crate) fn add(&self, pid: u32) {
         let mut file = fs::OpenOptions::new()
             .append(true)
             .open(&self.pids)
@@ -58,22 +58,22 @@ fn pid(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).unwrap()).unwrap()
 }
 
-pub fn signal(process: u32, signal: Signal) {
+pub(crate) fn signal(process: u32, signal: Signal) {
     kill_process(pid(process), signal).unwrap();
 }
 
-pub fn kill(process: u32) {
+pub(crate) fn kill(process: u32) {
     signal(process, Signal::KILL);
 }
 
 /// Whether the process is there and no zombie.
-pub fn lives(process: u32) -> bool {
+pub(crate) fn lives(process: u32) -> bool {
     test_kill_process(pid(process)).is_ok()
         && status(process, "State:").is_some_and(|state| !state.starts_with('Z'))
 }
 
 /// Ends a child: SIGTERM, and SIGKILL after a while.
-pub fn end(child: &mut Child) {
+pub(crate) fn end(child: &mut Child) {
     if child.try_wait().is_ok_and(|gone| gone.is_some()) {
         return;
     }
@@ -103,12 +103,12 @@ fn kib(process: u32, name: &str) -> u64 {
 }
 
 /// Memory in MiB: now, and the most it ever was.
-pub fn memory(process: u32) -> (u64, u64) {
+pub(crate) fn memory(process: u32) -> (u64, u64) {
     (kib(process, "VmRSS:") / 1024, kib(process, "VmHWM:") / 1024)
 }
 
 /// Processes whose command line has `words`.
-pub fn with_words(words: &str) -> Vec<u32> {
+pub(crate) fn with_words(words: &str) -> Vec<u32> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").unwrap().flatten() {
         let Some(pid) = entry

@@ -165,10 +165,7 @@ fn what_never_passes_ends_with_its_reason() {
                 "drop",
                 &[TurnError::ProviderUnreachable, TurnError::ProviderError],
             ),
-            (
-                "errmid",
-                &[TurnError::ProviderUnreachable, TurnError::ProviderError],
-            ),
+            ("errmid", &[TurnError::ProviderError, TurnError::AgentError]),
         ];
         let mut turns = Vec::new();
         for (scenario, codes) in faults {

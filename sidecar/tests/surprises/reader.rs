@@ -10,19 +10,19 @@ use std::{collections::BTreeMap, time::Duration};
 
 /// All numbered events of one session, in order and without holes.
 #[derive(Debug, Default)]
-pub struct Reader {
-    pub events: Vec<Event>,
+pub(crate) struct Reader {
+    pub(crate) events: Vec<Event>,
     cursor: Option<Cursor>,
 }
 
 impl Reader {
-    pub fn cursor(&self) -> Option<Cursor> {
+    pub(crate) fn cursor(&self) -> Option<Cursor> {
         self.cursor
     }
 
     /// Takes one SSE event over. Panics where a number is missing, doubled or out of order, the history
     /// is another one, or a turn goes on after its end.
-    pub fn take(&mut self, sse: &SseEvent) {
+    pub(crate) fn take(&mut self, sse: &SseEvent) {
         let Some(id) = &sse.id else {
             assert_ne!(sse.event, "gap", "a gap: {}", sse.data);
             return;
@@ -54,7 +54,7 @@ impl Reader {
     }
 
     /// Reads until `done`, reconnecting whenever the connection is cut or refused.
-    pub async fn until(
+    pub(crate) async fn until(
         &mut self,
         client: &SidecarClient,
         id: &SessionId,
@@ -80,19 +80,19 @@ impl Reader {
     }
 
     /// Ends of turns so far.
-    pub fn ends(&self) -> usize {
+    pub(crate) fn ends(&self) -> usize {
         self.events
             .iter()
             .filter(|event| event.body.ends_turn())
             .count()
     }
 
-    pub fn bodies(&self) -> impl DoubleEndedIterator<Item = &EventBody> {
+    pub(crate) fn bodies(&self) -> impl DoubleEndedIterator<Item = &EventBody> {
         self.events.iter().map(|event| &event.body)
     }
 
     /// How the last turn ended: `complete`, `cancelled`, or the code of its error.
-    pub fn end(&self) -> End<'_> {
+    pub(crate) fn end(&self) -> End<'_> {
         match self.bodies().next_back() {
             Some(EventBody::Complete(complete)) => End::Complete(complete),
             Some(EventBody::Error(error)) if error.fatal => End::Failed(error),
@@ -104,7 +104,7 @@ impl Reader {
     }
 
     /// The last turn's result; panics unless it is complete.
-    pub fn complete(&self) -> &Complete {
+    pub(crate) fn complete(&self) -> &Complete {
         match self.end() {
             End::Complete(complete) => complete,
             other => panic!("not complete: {other:?} of {:#?}", self.events),
@@ -112,23 +112,24 @@ impl Reader {
     }
 
     /// The last turn's error; panics unless it has this code.
-    pub fn failed(&self, code: TurnError) -> &ErrorEvent {
+    pub(crate) fn failed(&self, code: TurnError) -> &ErrorEvent {
         match self.end() {
             End::Failed(error) if error.code == code => error,
             other => panic!("not {code:?}: {other:?} of {:#?}", self.events),
         }
     }
 
-    pub fn statuses(&self, kind: StatusKind) -> Vec<&contract::event::Status> {
-        let of_kind = |body| match body {
-            &EventBody::Status(ref status) if status.status == kind => Some(status),
-            _ => None,
-        };
-        self.bodies().filter_map(of_kind).collect()
+    pub(crate) fn statuses(&self, kind: StatusKind) -> Vec<&contract::event::Status> {
+        self.bodies()
+            .filter_map(|body| match body {
+                EventBody::Status(status) if status.status == kind => Some(status),
+                _ => None,
+            })
+            .collect()
     }
 
     /// Text of each part, by the pieces' own offsets. Panics on a hole or an overlap.
-    pub fn texts(&self, source: OutputSource) -> BTreeMap<String, String> {
+    pub(crate) fn texts(&self, source: OutputSource) -> BTreeMap<String, String> {
         let mut texts: BTreeMap<String, String> = BTreeMap::new();
         for body in self.bodies() {
             if let EventBody::Output(output) = body
@@ -150,12 +151,12 @@ impl Reader {
     }
 
     /// Every call has at most one result, after it; in a complete turn exactly one.
-    pub fn check_calls(&self) {
+    pub(crate) fn check_calls(&self) {
         let mut open = BTreeMap::new();
         for event in &self.events {
             match &event.body {
                 EventBody::ToolCall(call) => {
-                    assert!(open.insert(&call.call_id, event.turn).is_none())
+                    assert!(open.insert(&call.call_id, event.turn).is_none());
                 }
                 EventBody::ToolResult(result) => {
                     assert!(
@@ -177,19 +178,19 @@ impl Reader {
 
 /// How a turn ended.
 #[derive(Debug)]
-pub enum End<'a> {
+pub(crate) enum End<'a> {
     Complete(&'a Complete),
     Failed(&'a ErrorEvent),
     Cancelled,
 }
 
 /// Whether the assistant said something.
-pub fn speaks(reader: &Reader) -> bool {
+pub(crate) fn speaks(reader: &Reader) -> bool {
     reader.bodies().any(|body| matches!(body, EventBody::Output(output) if output.source == OutputSource::Assistant))
 }
 
 /// Whether a tool was called.
-pub fn calls(reader: &Reader) -> bool {
+pub(crate) fn calls(reader: &Reader) -> bool {
     reader
         .bodies()
         .any(|body| matches!(body, EventBody::ToolCall(_)))

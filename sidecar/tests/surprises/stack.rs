@@ -1,6 +1,7 @@
 //! Sidecar, runner, OpenCode and model of a test, or shared by those that break nothing.
 
 use crate::{
+    launch::{configure, free_ports, mount, start_runner, start_sidecar},
     process::{self, Guard},
     reader::Reader,
 };
@@ -14,10 +15,8 @@ use scripted_model::{Options, ScriptedModel};
 use serde_json::{Value, json};
 use std::{
     fs,
-    net::TcpListener,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::PathBuf,
+    process::Child,
     sync::{
         LazyLock, Mutex,
         atomic::{AtomicU32, Ordering},
@@ -33,9 +32,9 @@ use tokio::{
 };
 
 /// Longer than anything takes on a slow, shared machine.
-pub const LONG: Duration = Duration::from_secs(120);
+pub(crate) const LONG: Duration = Duration::from_secs(120);
 /// The token of every stack.
-pub const TOKEN: &str = "test-token";
+pub(crate) const TOKEN: &str = "test-token";
 
 /// One runtime for all: connections and the model outlive a single test.
 static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
@@ -52,20 +51,20 @@ static SHARED: OnceCell<Stack> = OnceCell::const_new();
 static NAMES: AtomicU32 = AtomicU32::new(0);
 
 /// Runs a test.
-pub fn run(test: impl Future<Output = ()>) {
+pub(crate) fn run(test: impl Future<Output = ()>) {
     RUNTIME.block_on(test);
 }
 
 /// How a stack differs from the usual one.
-pub struct Setup {
+pub(crate) struct Setup {
     /// Environment of the sidecar.
-    pub env: Vec<(&'static str, String)>,
+    pub(crate) env: Vec<(&'static str, String)>,
     /// Fields of the pod's configuration.
-    pub config: Value,
+    pub(crate) config: Value,
     /// Another program than OpenCode.
-    pub program: Option<&'static str>,
+    pub(crate) program: Option<&'static str>,
     /// Folders on a small volume of their own: name and size.
-    pub volumes: Vec<(&'static str, &'static str)>,
+    pub(crate) volumes: Vec<(&'static str, &'static str)>,
 }
 
 impl Default for Setup {
@@ -87,26 +86,26 @@ impl Default for Setup {
 }
 
 impl Setup {
-    pub fn env(mut self, name: &'static str, value: impl ToString) -> Self {
+    pub(crate) fn env(mut self, name: &'static str, value: impl ToString) -> Self {
         self.env.push((name, value.to_string()));
         self
     }
 
-    pub fn config(mut self, config: Value) -> Self {
+    pub(crate) fn config(mut self, config: Value) -> Self {
         self.config = config;
         self
     }
 }
 
 /// The processes. Dropping it ends them and removes their folder.
-pub struct Stack {
-    pub dir: PathBuf,
-    pub model: ScriptedModel,
-    pub port: u16,
-    pub proxy_port: u16,
-    pub opencode_port: u16,
-    pub client: SidecarClient,
-    pub http: reqwest::Client,
+pub(crate) struct Stack {
+    pub(crate) dir: PathBuf,
+    pub(crate) model: ScriptedModel,
+    pub(crate) port: u16,
+    pub(crate) proxy_port: u16,
+    pub(crate) opencode_port: u16,
+    pub(crate) client: SidecarClient,
+    pub(crate) http: reqwest::Client,
     runner: Mutex<Child>,
     sidecar: Mutex<Child>,
     setup: Setup,
@@ -114,17 +113,17 @@ pub struct Stack {
 }
 
 /// The stack that tests share which leave it as it was.
-pub async fn shared() -> &'static Stack {
+pub(crate) async fn shared() -> &'static Stack {
     SHARED.get_or_init(|| Stack::start(Setup::default())).await
 }
 
 impl Stack {
-    pub async fn start(setup: Setup) -> Self {
+    pub(crate) async fn start(setup: Setup) -> Self {
         Self::start_with(setup, |_| async {}).await
     }
 
     /// Starts; `before` gets OpenCode's port and may serve it itself.
-    pub async fn start_with<F: Future<Output = ()>>(
+    pub(crate) async fn start_with<F: Future<Output = ()>>(
         setup: Setup,
         before: impl FnOnce(u16) -> F,
     ) -> Self {
@@ -185,12 +184,12 @@ impl Stack {
         stack
     }
 
-    pub fn url(&self, path: &str) -> String {
+    pub(crate) fn url(&self, path: &str) -> String {
         format!("http://127.0.0.1:{}{path}", self.port)
     }
 
     /// Waits until `/ready` says yes.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let deadline = Instant::now() + LONG;
         loop {
             let answer = self
@@ -213,7 +212,7 @@ impl Stack {
         }
     }
 
-    pub fn logs(&self) -> String {
+    pub(crate) fn logs(&self) -> String {
         let last = |name| {
             let text = fs::read_to_string(self.dir.join(name)).unwrap_or_default();
             let lines: Vec<&str> = text.lines().collect();
@@ -228,18 +227,22 @@ impl Stack {
     // --- Sessions ---------------------------------------------------------------------------
 
     /// An id that no other session has.
-    pub fn id(&self) -> SessionId {
+    pub(crate) fn id(&self) -> SessionId {
         SessionId::new(format!("s{}", NAMES.fetch_add(1, Ordering::Relaxed))).unwrap()
     }
 
     /// Begins a session.
-    pub async fn begin(&self, prompt: &str) -> SessionId {
+    pub(crate) async fn begin(&self, prompt: &str) -> SessionId {
         let id = self.id();
         self.create(&id, prompt).await.unwrap();
         id
     }
 
-    pub async fn create(&self, id: &SessionId, prompt: &str) -> Result<Session, ClientError> {
+    pub(crate) async fn create(
+        &self,
+        id: &SessionId,
+        prompt: &str,
+    ) -> Result<Session, ClientError> {
         let session_id = id.clone();
         let body = CreateSession {
             session_id,
@@ -250,7 +253,7 @@ impl Stack {
         self.client.create_session(&body).await
     }
 
-    pub async fn turn(&self, id: &SessionId, prompt: &str) {
+    pub(crate) async fn turn(&self, id: &SessionId, prompt: &str) {
         let body = CreateTurn {
             prompt: prompt.into(),
             api_key: None,
@@ -259,7 +262,12 @@ impl Stack {
     }
 
     /// Reads on until `done`; tells the logs if that takes too long.
-    pub async fn read(&self, reader: &mut Reader, id: &SessionId, done: impl Fn(&Reader) -> bool) {
+    pub(crate) async fn read(
+        &self,
+        reader: &mut Reader,
+        id: &SessionId,
+        done: impl Fn(&Reader) -> bool,
+    ) {
         if timeout(LONG, reader.until(&self.client, id, done))
             .await
             .is_err()
@@ -273,13 +281,13 @@ impl Stack {
     }
 
     /// Everything up to the end of the session's next turn.
-    pub async fn read_turn(&self, reader: &mut Reader, id: &SessionId) {
+    pub(crate) async fn read_turn(&self, reader: &mut Reader, id: &SessionId) {
         let ends = reader.ends();
         self.read(reader, id, |reader| reader.ends() > ends).await;
     }
 
     /// Begins a session and reads its turn to the end.
-    pub async fn play(&self, prompt: &str) -> (SessionId, Reader) {
+    pub(crate) async fn play(&self, prompt: &str) -> (SessionId, Reader) {
         let id = self.begin(prompt).await;
         let mut reader = Reader::default();
         self.read_turn(&mut reader, &id).await;
@@ -287,14 +295,14 @@ impl Stack {
     }
 
     /// A further turn, read to its end.
-    pub async fn play_on(&self, id: &SessionId, reader: &mut Reader, prompt: &str) {
+    pub(crate) async fn play_on(&self, id: &SessionId, reader: &mut Reader, prompt: &str) {
         let ends = reader.ends();
         self.turn(id, prompt).await;
         self.read(reader, id, |reader| reader.ends() > ends).await;
     }
 
     /// A new session works, start to end.
-    pub async fn still_works(&self) {
+    pub(crate) async fn still_works(&self) {
         let (_, reader) = self.play("SCENARIO:hello").await;
         assert_eq!(
             reader.complete().final_message,
@@ -303,7 +311,7 @@ impl Stack {
     }
 
     /// Model calls that OpenCode made for this session, by the proxy's log.
-    pub async fn model_calls(&self, id: &SessionId) -> usize {
+    pub(crate) async fn model_calls(&self, id: &SessionId) -> usize {
         let oc = self
             .client
             .session(id)
@@ -319,22 +327,22 @@ impl Stack {
 
     // --- Processes --------------------------------------------------------------------------
 
-    pub fn sidecar_pid(&self) -> u32 {
+    pub(crate) fn sidecar_pid(&self) -> u32 {
         self.sidecar.lock().unwrap().id()
     }
 
-    pub fn sidecar_lives(&self) -> bool {
+    pub(crate) fn sidecar_lives(&self) -> bool {
         self.sidecar.lock().unwrap().try_wait().unwrap().is_none()
     }
 
-    pub fn kill_sidecar(&self) {
+    pub(crate) fn kill_sidecar(&self) {
         let mut child = self.sidecar.lock().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
     /// Waits for the sidecar's end, which something else brings about.
-    pub async fn sidecar_ended(&self, within: Duration) -> std::process::ExitStatus {
+    pub(crate) async fn sidecar_ended(&self, within: Duration) -> std::process::ExitStatus {
         let deadline = Instant::now() + within;
         loop {
             if let Some(status) = self.sidecar.lock().unwrap().try_wait().unwrap() {
@@ -346,26 +354,26 @@ impl Stack {
     }
 
     /// Starts the sidecar again on the same ports and the same journal.
-    pub fn start_sidecar(&self) {
+    pub(crate) fn start_sidecar(&self) {
         let ports = [self.port, self.proxy_port, self.opencode_port];
         let child = start_sidecar(&self.dir, ports, &self.setup);
         self.guard.as_ref().unwrap().add(child.id());
         *self.sidecar.lock().unwrap() = child;
     }
 
-    pub fn kill_runner(&self) {
+    pub(crate) fn kill_runner(&self) {
         let mut child = self.runner.lock().unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
     }
 
-    pub fn start_runner(&self) {
+    pub(crate) fn start_runner(&self) {
         let child = start_runner(&self.dir);
         self.guard.as_ref().unwrap().add(child.id());
         *self.runner.lock().unwrap() = child;
     }
 
-    pub async fn ask_runner(&self, request: &Request) -> Reply {
+    pub(crate) async fn ask_runner(&self, request: &Request) -> Reply {
         let mut stream = BufReader::new(
             UnixStream::connect(self.dir.join("run/runner.sock"))
                 .await
@@ -383,7 +391,7 @@ impl Stack {
     }
 
     /// OpenCode's pid.
-    pub async fn opencode(&self) -> u32 {
+    pub(crate) async fn opencode(&self) -> u32 {
         match self.ask_runner(&Request::Watch).await {
             Reply::State(State {
                 phase: Phase::Running { pid },
@@ -394,7 +402,7 @@ impl Stack {
     }
 
     /// Asks OpenCode itself.
-    pub async fn ask_opencode(&self, path: &str) -> Value {
+    pub(crate) async fn ask_opencode(&self, path: &str) -> Value {
         let password =
             fs::read_to_string(self.dir.join("journal/private/opencode-password")).unwrap();
         let url = format!("http://127.0.0.1:{}{path}", self.opencode_port);
@@ -410,7 +418,10 @@ impl Stack {
     }
 
     /// Texts of the assistant that OpenCode has stored for a session, by part.
-    pub async fn stored_texts(&self, id: &SessionId) -> std::collections::BTreeMap<String, String> {
+    pub(crate) async fn stored_texts(
+        &self,
+        id: &SessionId,
+    ) -> std::collections::BTreeMap<String, String> {
         let oc = self
             .client
             .session(id)
@@ -440,7 +451,7 @@ impl Stack {
     }
 
     /// Fills a small volume to the last byte; [`Self::free_volume`] makes room again.
-    pub fn fill_volume(&self, name: &str) {
+    pub(crate) fn fill_volume(&self, name: &str) {
         use std::io::Write;
         let mut file = fs::File::create(self.volume(name).join("ballast")).unwrap();
         for size in [64 * 1024, 512, 1] {
@@ -451,7 +462,7 @@ impl Stack {
         }
     }
 
-    pub fn free_volume(&self, name: &str) {
+    pub(crate) fn free_volume(&self, name: &str) {
         fs::remove_file(self.volume(name).join("ballast")).unwrap();
     }
 
@@ -477,121 +488,4 @@ impl Drop for Stack {
         // Unmounts and removes the folder.
         drop(self.guard.take());
     }
-}
-
-/// Writes the pod's configuration, with the provider and model that all stacks have.
-fn configure(dir: &Path, endpoint: &str, mut config: Value) {
-    let base = json!({
-        "name": "zebra", "namespace": "dune", "uid": "u-77",
-        "providers": [{"name": "scripted", "kind": "compatible", "endpoint": endpoint}],
-        "model": {"provider": "scripted", "name": "scripted-1"},
-    });
-    for (name, value) in base.as_object().unwrap() {
-        config[name] = value.clone();
-    }
-    fs::write(dir.join("config/config.json"), config.to_string()).unwrap();
-}
-
-/// Puts a folder on a small volume: `full-NAME`, with the folder a link into it.
-fn mount(dir: &Path, name: &str, size: &str) {
-    let volume = dir.join(format!("full-{name}"));
-    fs::create_dir_all(volume.join("d")).unwrap();
-    let status = Command::new("mount")
-        .args([
-            "-t",
-            "tmpfs",
-            "-o",
-            &format!("size={size},mode=0700"),
-            "surprises",
-        ])
-        .arg(&volume)
-        .status()
-        .unwrap();
-    assert!(
-        status.success(),
-        "a small volume cannot be mounted: this test needs root"
-    );
-    fs::create_dir_all(volume.join("d")).unwrap();
-    fs::remove_dir(dir.join(name)).unwrap();
-    std::os::unix::fs::symlink(volume.join("d"), dir.join(name)).unwrap();
-}
-
-fn free_ports<const N: usize>() -> [u16; N] {
-    // All open at once, so that they differ.
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
-}
-
-fn opencode() -> PathBuf {
-    let path = std::env::var_os("OPENCODE_BIN").map(PathBuf::from);
-    let path = path.unwrap_or_else(|| {
-        panic!("set OPENCODE_BIN to OpenCode's binary: this test runs the real one")
-    });
-    assert!(path.is_file(), "OPENCODE_BIN={} is no file", path.display());
-    path
-}
-
-fn start_runner(dir: &Path) -> Child {
-    let beside =
-        Path::new(env!("CARGO_BIN_EXE_opencode-sidecar")).with_file_name("opencode-runner");
-    let path = std::env::var_os("RUNNER_BIN").map_or(beside, PathBuf::from);
-    assert!(
-        path.is_file(),
-        "{} is missing: cargo build -p runner",
-        path.display()
-    );
-    let log = log(dir, "runner.log");
-    Command::new(path)
-        .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap())
-        .env("HOME", dir.join("home"))
-        .env("TMPDIR", dir.join("tmp"))
-        .env("WORKSPACE_DIR", dir.join("workspace"))
-        .env("RUNNER_SOCKET", dir.join("run/runner.sock"))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-fn start_sidecar(dir: &Path, [port, proxy_port, opencode_port]: [u16; 3], setup: &Setup) -> Child {
-    let log = log(dir, "sidecar.log");
-    let program = match setup.program {
-        None => opencode(),
-        Some(script) => {
-            let path = dir.join("program");
-            fs::write(&path, script).unwrap();
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-            path
-        }
-    };
-    Command::new(env!("CARGO_BIN_EXE_opencode-sidecar"))
-        .env_clear()
-        .env("HOST", "127.0.0.1")
-        .env("PORT", port.to_string())
-        .env("PROXY_PORT", proxy_port.to_string())
-        .env("OPENCODE_PORT", opencode_port.to_string())
-        .env("WORKSPACE_DIR", dir.join("workspace"))
-        .env("AGENT_HOME", dir.join("home"))
-        .env("CONFIG_DIR", dir.join("config"))
-        .env("PROVIDER_KEYS_DIR", dir.join("keys"))
-        .env("JOURNAL_DIR", dir.join("journal"))
-        .env("RUNNER_SOCKET", dir.join("run/runner.sock"))
-        .env("OPENCODE_PROGRAM", program)
-        .env("OPENCODE_SHARED_SECRET", TOKEN)
-        .envs(setup.env.iter().map(|(name, value)| (*name, value)))
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap()
-}
-
-fn log(dir: &Path, name: &str) -> fs::File {
-    fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(dir.join(name))
-        .unwrap()
 }

@@ -10,11 +10,13 @@ use contract::{
 };
 
 fn results(reader: &Reader) -> Vec<&ToolResult> {
-    let of = |body| match body {
-        &EventBody::ToolResult(ref result) => Some(result),
-        _ => None,
-    };
-    reader.bodies().filter_map(of).collect()
+    reader
+        .bodies()
+        .filter_map(|body| match body {
+            EventBody::ToolResult(result) => Some(result),
+            _ => None,
+        })
+        .collect()
 }
 
 #[test]
