@@ -165,8 +165,12 @@ impl Writer {
                 let api = self.api::<Pod>(&target.namespace);
                 let (params, body) = (PatchParams::default(), Patch::Strategic(&resize));
                 let call = api.patch_resize(&target.name, &params, &body);
-                match outcome(bounded(call).await?)? {
-                    Applied::Refused(why) if replace_if_refused => {
+                let result = bounded(call).await?;
+                let forbidden =
+                    matches!(&result, Err(kube::Error::Api(status)) if status.code == 403);
+                match outcome(result)? {
+                    // Forbidden, as by a quota: another pod would be forbidden too.
+                    Applied::Refused(why) if replace_if_refused && !forbidden => {
                         match delete(&api, &target.name, &uid).await? {
                             Applied::Done => Ok(Applied::Replaced(why)),
                             other => Ok(other),

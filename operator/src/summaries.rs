@@ -53,6 +53,8 @@ pub struct Seen {
 #[derive(Debug)]
 struct Entry {
     pod_uid: String,
+    /// Where its sidecar is listened to.
+    base: String,
     stop: CancellationToken,
     /// Ends a pause between attempts.
     answers: Arc<Notify>,
@@ -131,6 +133,7 @@ impl Summaries {
             .entry(identity.uid.clone())
             .or_insert_with(|| Entry {
                 pod_uid: pod_uid.to_owned(),
+                base: String::new(),
                 stop: self.inner.stop.child_token(),
                 answers: Arc::default(),
                 seen: None,
@@ -167,7 +170,8 @@ impl Summaries {
         let stop = {
             let mut entries = self.inner.lock();
             match entries.get(&identity.uid) {
-                Some(entry) if entry.pod_uid == pod_uid => {
+                // A pod whose sandbox was made anew keeps its UID and has another address.
+                Some(entry) if entry.pod_uid == pod_uid && entry.base == base => {
                     if ready && !entry.seen.as_ref().is_some_and(|seen| seen.connected) {
                         entry.answers.notify_one();
                     }
@@ -181,6 +185,7 @@ impl Summaries {
                 identity.uid.clone(),
                 Entry {
                     pod_uid: pod_uid.to_owned(),
+                    base: base.clone(),
                     stop: stop.clone(),
                     answers: Arc::clone(&answers),
                     seen: None,
@@ -327,7 +332,8 @@ impl Follower {
         let mut entries = self.summaries.inner.lock();
         if entries
             .get(&self.identity.uid)
-            .is_some_and(|e| e.pod_uid == self.pod_uid)
+            // Of this very follower: another one may follow the same pod at its new address.
+            .is_some_and(|e| Arc::ptr_eq(&e.answers, &self.answers))
         {
             entries.remove(&self.identity.uid);
         }

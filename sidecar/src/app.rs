@@ -39,6 +39,9 @@ pub(crate) struct App {
     pub news: watch::Sender<()>,
 }
 
+/// How long until a prompt that was refused is tried again.
+const PROMPT_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// A request for a turn.
 pub(crate) struct TurnRequest {
     pub prompt: String,
@@ -144,6 +147,10 @@ impl App {
                 Ok(target) => {
                     let target = Arc::new(target);
                     session.state().target = Some(Arc::clone(&target));
+                    self.bindings.bind(
+                        session.created.opencode_session.clone(),
+                        Arc::clone(&target),
+                    );
                     tracing::info!(session_id = %session.id(), turn = turn.note.turn, delivered = turn.delivered, "taking a turn up again");
                     self.spawn(
                         session,
@@ -234,28 +241,37 @@ impl App {
     }
 
     /// Starts the session of the pod's own prompt, at most once ever: when the configuration has one,
-    /// it was not taken up before and the journal does not know it.
+    /// it was not taken up before and the journal does not know it. What refuses it now (as many turns
+    /// as are allowed, a full volume) is asked again.
     pub(crate) async fn start_prompt(self: &Arc<Self>) {
         let mut config = self.config.watch_pod();
         loop {
             let pod = Arc::clone(&config.borrow_and_update());
-            if let Some(prompt) = pod.prompt.clone().filter(|_| !pod.prompt_consumed) {
-                match SessionId::new(pod.name.clone()) {
-                    Ok(id) if self.store.get(&id).is_none() => self.begin_prompt(id, prompt).await,
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::error!(name = pod.name, %error, "the object's name is no session id");
-                    }
+            let wanted = pod.prompt.clone().filter(|_| !pod.prompt_consumed);
+            let refused = match (wanted, SessionId::new(pod.name.clone())) {
+                (None, _) => false,
+                (Some(prompt), Ok(id)) => {
+                    self.store.get(&id).is_none() && !self.begin_prompt(id, prompt).await
                 }
-            }
-            let news = self.shutdown.run_until_cancelled(config.changed()).await;
-            if !matches!(news, Some(Ok(()))) {
+                (Some(_), Err(error)) => {
+                    tracing::error!(name = pod.name, %error, "the object's name is no session id");
+                    false
+                }
+            };
+            let news = async {
+                tokio::select! {
+                    changed = config.changed() => changed.is_ok(),
+                    () = tokio::time::sleep(PROMPT_AGAIN), if refused => true,
+                }
+            };
+            if self.shutdown.run_until_cancelled(news).await != Some(true) {
                 return;
             }
         }
     }
 
-    async fn begin_prompt(self: &Arc<Self>, id: SessionId, prompt: String) {
+    /// False: refused for now.
+    async fn begin_prompt(self: &Arc<Self>, id: SessionId, prompt: String) -> bool {
         let request = TurnRequest {
             prompt,
             author: "spec.prompt".into(),
@@ -265,9 +281,11 @@ impl App {
             Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
             Err(StartError::Begin(BeginError::Exists)) => {}
             Err(error) => {
-                tracing::error!(session_id = %id, ?error, "the pod's prompt was not started");
+                tracing::error!(session_id = %id, ?error, "the pod's prompt was not started; trying again");
+                return false;
             }
         }
+        true
     }
 }
 

@@ -172,7 +172,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     ));
     tracing::info!(api = %app.settings.api_addr(), "ready for requests");
 
-    let result = wait(&shutdown, agent_task, proxy_task).await;
+    let result = wait(&app, agent_task, proxy_task).await;
     shutdown.cancel();
     app.turns.close();
     if tokio::time::timeout(TURNS_END, app.turns.wait())
@@ -196,14 +196,16 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
 
 /// Waits for the signal; a part that others rely on and that ends before it ends the process.
 async fn wait(
-    shutdown: &CancellationToken,
+    app: &App,
     agent: tokio::task::JoinHandle<()>,
     proxy: tokio::task::JoinHandle<()>,
 ) -> Result<(), RunError> {
     tokio::select! {
-        () = shutdown.cancelled() => Ok(()),
+        () = app.shutdown.cancelled() => Ok(()),
         _ = agent => Err(RunError::Part("the agent's supervisor")),
         _ = proxy => Err(RunError::Part("the credential proxy")),
+        // A failed sync is final for this process; the next one reads what is really there.
+        () = app.store.failed() => Err(RunError::Part("the journal")),
     }
 }
 

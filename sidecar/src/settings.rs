@@ -5,7 +5,7 @@ use contract::pod;
 use secrecy::SecretString;
 use std::{net::SocketAddr, path::PathBuf};
 
-/// Session API over a real OpenCode; see docs/sidecar.md for every variable.
+/// Session API over a real OpenCode.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "opencode-sidecar", version)]
 pub struct Settings {

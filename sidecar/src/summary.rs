@@ -59,7 +59,7 @@ fn make(app: &App) -> Summary {
             if state.running.is_none() {
                 continue;
             }
-            waiting_turns += u32::from(!state.delivered);
+            waiting_turns += u32::from(!state.delivered && !session.created.own_key);
             state.target.clone()
         };
         running_turns += 1;

@@ -30,4 +30,4 @@ pub(crate) use target::{Api, Target};
 pub(crate) use upstream::ProxyError;
 
 /// Largest body of a request, in bytes.
-pub(crate) const BODY_MAX: usize = 64 * 1024 * 1024;
+pub(crate) const BODY_MAX: usize = 32 * 1024 * 1024;

@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 
 /// Bytes of request bodies at once. The agent decides how many calls it makes at once and how large
 /// they are; it must not decide how much memory the sidecar takes.
-const MEMORY: usize = 128 * 1024 * 1024;
+const MEMORY: usize = 64 * 1024 * 1024;
 /// Bodies from this size on are read beside the event loop, in bytes.
 const LARGE: usize = 256 * 1024;
 

@@ -62,7 +62,12 @@ impl Clients {
     pub(crate) fn new(extra_ca_file: Option<&Path>) -> Result<Self, ProxyError> {
         let extra_ca = match extra_ca_file {
             None => Vec::new(),
-            Some(path) => read_ca(path)?,
+            // The ConfigMap may come later or be mended; without the sidecar nobody could say what is
+            // wrong. Calls that need this authority fail until the pod is made anew.
+            Some(path) => read_ca(path).unwrap_or_else(|error| {
+                tracing::error!(%error, "network.extraCABundle is not used");
+                Vec::new()
+            }),
         };
         let clients = Self {
             extra_ca,

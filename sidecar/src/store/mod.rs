@@ -17,11 +17,15 @@ use std::{
     collections::BTreeMap,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::proxy::Target;
+
+/// How long a caller waits for its turn to be recorded. A full disk holds entries back.
+const BEGIN_BOUND: Duration = Duration::from_secs(20);
 
 /// All sessions.
 pub(crate) struct Store {
@@ -155,6 +159,27 @@ impl Store {
         self.health.clone()
     }
 
+    /// Returns when the journal failed for good.
+    pub(crate) async fn failed(&self) {
+        self.failed.cancelled().await;
+    }
+
+    /// Waits until a turn that begins is durable; one that cannot be is taken back.
+    async fn begun(
+        &self,
+        session: &Session,
+        running: &Running,
+        ticket: u64,
+    ) -> Result<(), BeginError> {
+        let durable =
+            tokio::time::timeout(BEGIN_BOUND, session.durable(ticket, &self.failed)).await;
+        if matches!(durable, Ok(Ok(()))) {
+            return Ok(());
+        }
+        session.take_back(running);
+        Err(BeginError::Journal(JournalError))
+    }
+
     /// Records a new session and its first turn. Durable when it returns.
     pub(crate) async fn create(
         &self,
@@ -191,7 +216,7 @@ impl Store {
             sessions.insert(session.id().clone(), Arc::clone(&session));
             (session, running, ticket)
         };
-        session.durable(ticket, &self.failed).await?;
+        self.begun(&session, &running, ticket).await?;
         Ok((session, running))
     }
 
@@ -211,7 +236,7 @@ impl Store {
             }
             begin(session, &turn)?
         };
-        session.durable(ticket, &self.failed).await?;
+        self.begun(session, &running, ticket).await?;
         Ok(running)
     }
 

@@ -106,12 +106,21 @@ impl journal::Entry for Record {
                 Self::Event(event) => match &event.body {
                     EventBody::Output(output) => output.text.len(),
                     EventBody::ToolResult(result) => result.output.len(),
-                    EventBody::Complete(complete) => complete.final_message.len(),
+                    EventBody::Complete(complete) => {
+                        complete.final_message.len()
+                            + complete
+                                .files_modified
+                                .iter()
+                                .map(String::len)
+                                .sum::<usize>()
+                    }
                     EventBody::Error(error) => error.error.len(),
-                    EventBody::ToolCall(_)
-                    | EventBody::Status(_)
-                    | EventBody::Approval(_)
-                    | EventBody::Gap(_) => OVERHEAD,
+                    EventBody::ToolCall(call) => json_size(&call.input),
+                    EventBody::Status(status) => status.detail.as_ref().map_or(0, json_size),
+                    EventBody::Approval(approval) => {
+                        approval.patterns.iter().map(String::len).sum()
+                    }
+                    EventBody::Gap(_) => 0,
                 },
                 Self::Note(Note::Turn(turn)) => turn.prompt.len(),
                 Self::Note(Note::Created(_) | Note::Delivered { .. } | Note::Always(_)) => OVERHEAD,
@@ -124,6 +133,23 @@ impl journal::Entry for Record {
             Self::Note(note) => {
                 serde_json::to_writer(out, note).expect("plain data has a JSON form");
             }
+        }
+    }
+}
+
+/// About how much memory a value takes.
+fn json_size(value: &serde_json::Value) -> usize {
+    use serde_json::Value;
+    const EACH: usize = 32;
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => EACH,
+        Value::String(text) => EACH + text.len(),
+        Value::Array(items) => EACH + items.iter().map(json_size).sum::<usize>(),
+        Value::Object(fields) => {
+            EACH + fields
+                .iter()
+                .map(|(name, value)| EACH + name.len() + json_size(value))
+                .sum::<usize>()
         }
     }
 }

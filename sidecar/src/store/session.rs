@@ -5,7 +5,7 @@ use crate::proxy::Target;
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId, Usage,
     approval::{Approval, Decision},
-    event::{ApprovalState, Complete, ErrorEvent, StatusKind},
+    event::{ApprovalState, Complete, ErrorEvent, MAIN_AGENT, StatusKind, TurnError},
     session::{Session as SessionBody, SessionState},
 };
 use jiff::Timestamp;
@@ -202,7 +202,8 @@ impl Session {
         state.target = Some(target);
         state.running = Some(running);
         drop(state);
-        self.view.send_modify(|view| view.active = true);
+        self.view
+            .send_modify(|view| view.active = self.state().running.is_some());
     }
 
     /// Appends the last event of the turn under way, also to a full volume. From here on the next
@@ -218,10 +219,35 @@ impl Session {
             .map_err(|error| self.refused(&error))
     }
 
+    /// A turn that could not be recorded is taken back: its end is appended if the journal still takes
+    /// one, and nobody waits for it.
+    pub(crate) fn take_back(&self, running: &Running) {
+        let (turn, error) = (
+            self.state().turn,
+            "the turn could not be recorded in time: the volume is full or broken".to_owned(),
+        );
+        let body = EventBody::Error(ErrorEvent {
+            error,
+            fatal: true,
+            code: TurnError::DiskFull,
+        });
+        let event = Event {
+            turn,
+            ts: now(),
+            agent: MAIN_AGENT.into(),
+            body,
+        };
+        if self.end(event).is_err() {
+            tracing::error!(session_id = %self.id(), turn, "a turn that was not recorded could not be ended either");
+        }
+        self.ended(running);
+    }
+
     /// The last event is durable, or never will be: readers that wait need not wait on.
     pub(crate) fn ended(&self, running: &Running) {
-        let active = self.state().running.is_some();
-        self.view.send_modify(|view| view.active = active);
+        // Read under the view's own lock: a turn that begins meanwhile is not overlooked.
+        self.view
+            .send_modify(|view| view.active = self.state().running.is_some());
         running.ended.cancel();
     }
 

@@ -27,6 +27,9 @@ const UNKNOWN_FINISHES: u32 = 3;
 /// How long OpenCode may take to come back after it died, for its stored messages to be read.
 const COME_BACK: Duration = Duration::from_secs(20);
 
+/// Most bytes of names of changed files in one event.
+const FILES_BYTES: usize = 1024 * 1024;
+
 /// What one look at OpenCode found.
 enum Look {
     Working,
@@ -97,6 +100,8 @@ impl Drive {
                 provider_id: provider_id.to_owned(),
                 model_id: model_id.to_owned(),
             };
+            // From here on OpenCode may have it.
+            self.session.state().delivered = true;
             if let Err(error) = opencode.prompt(self.oc_session(), &body).await {
                 return Ok(Err(error));
             }
@@ -235,7 +240,7 @@ impl Drive {
         if outcome.completed {
             return Ok(Look::End(End::Complete(contract::event::Complete {
                 final_message: outcome.final_message,
-                files_modified: outcome.files_modified,
+                files_modified: bounded(outcome.files_modified),
                 usage: outcome.usage,
                 finish: outcome.finish,
             })));
@@ -324,4 +329,22 @@ impl Drive {
             ),
         ))
     }
+}
+
+/// Names of files up to a sum of bytes: what names them is not trusted to be modest.
+fn bounded(mut files: Vec<String>) -> Vec<String> {
+    let mut left = FILES_BYTES;
+    let fits = files.iter().take_while(|file| {
+        left = left.saturating_sub(file.len() + 1);
+        left > 0
+    });
+    let fits = fits.count();
+    if fits < files.len() {
+        tracing::warn!(
+            left_out = files.len() - fits,
+            "the list of changed files is cut"
+        );
+        files.truncate(fits);
+    }
+    files
 }

@@ -108,8 +108,9 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         message_id.clone(),
         app.settings.workspace_dir.clone(),
     );
-    for event in &events {
-        map.restore(event);
+    let resumed = !events.is_empty();
+    for event in events {
+        map.restore(&event);
     }
     let bound = Duration::from_secs(app.config.pod().limits.turn_timeout_seconds);
     let mut drive = Drive {
@@ -123,7 +124,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         map,
         refused: false,
         // After a restart nobody knows how far the last process came.
-        heard: delivered || !events.is_empty(),
+        heard: delivered || resumed,
         process: None,
     };
     let started = Instant::now();
@@ -142,7 +143,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
     };
     if let Some(End::Failed(error)) = &end
         && error.code == TurnError::ShuttingDown
-        && !drive.delivered
+        && !drive.session.state().delivered
     {
         // OpenCode does not have it: the next process takes it up from the journal, as after a crash.
         tracing::info!(session_id = %session.id(), turn = number, "a turn that waits is left for the next start");

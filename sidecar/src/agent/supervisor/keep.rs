@@ -204,6 +204,11 @@ impl Supervisor {
 
     /// Waits for what ends the serving of a process from outside. Cancel safe.
     async fn interrupted(&mut self, watch: &mut Watch, process: &Process) -> Ended {
+        // One for the whole wait: it takes back its `not ready` only if it is not dropped half-way.
+        let (launch, router, told) = (self.launch.clone(), self.router.clone(), self.told.clone());
+        let timings = self.timings;
+        let renewed = renewed(&launch, &router, &told, &timings);
+        tokio::pin!(renewed);
         loop {
             tokio::select! {
                 state = watch.next() => {
@@ -223,7 +228,7 @@ impl Supervisor {
                         return Ended::Stop(restart.why, Some(restart.done));
                     }
                 }
-                () = renewed(&self.launch, &self.router, &self.told, &self.timings) => return Ended::Stop("its configuration changed".to_owned(), None),
+                () = &mut renewed => return Ended::Stop("its configuration changed".to_owned(), None),
             }
         }
     }

@@ -3,7 +3,8 @@
 use super::AgentState;
 use tokio::sync::watch;
 
-/// The state that everybody sees.
+/// The state that everybody sees. Clones share it.
+#[derive(Clone)]
 pub(super) struct Told(pub(super) watch::Sender<AgentState>);
 
 impl Told {

@@ -158,9 +158,13 @@ async fn a_new_way_out_makes_a_new_client() {
     assert!(clients.get(&pod).is_err());
     pod.http_proxy = Some("http://proxy.test:3128".into());
     clients.get(&pod).unwrap();
-    assert!(Clients::new(Some("/nowhere/ca.pem".as_ref())).is_err());
+    // What is wrong with the file of authorities is logged; it must not keep the sidecar from telling.
+    Clients::new(Some("/nowhere/ca.pem".as_ref()))
+        .unwrap()
+        .get(&pod)
+        .unwrap();
     let empty = tempfile::NamedTempFile::new().unwrap();
-    assert!(Clients::new(Some(empty.path())).is_err());
+    Clients::new(Some(empty.path())).unwrap().get(&pod).unwrap();
 }
 
 #[test]
