@@ -45,7 +45,7 @@ pub enum Leader {
         /// Renews it until `held` is dropped.
         task: JoinHandle<kube_lease_manager::Result<LeaseManager>>,
         /// Where the Lease is.
-        leases: Api<Lease>,
+        leases: Box<Api<Lease>>,
         /// Its name.
         name: String,
         /// What it names us.
@@ -69,7 +69,7 @@ impl Leader {
             .pod_name
             .clone()
             .unwrap_or_else(|| format!("operator-{}", std::process::id()));
-        let leases = Api::namespaced(client.clone(), &config.pod_namespace);
+        let leases = Box::new(Api::namespaced(client.clone(), &config.pod_namespace));
         let manager = LeaseManagerBuilder::new(client, &config.lease_name)
             .with_namespace(&config.pod_namespace)
             .with_identity(&identity)
