@@ -400,10 +400,7 @@ fn an_image_that_cannot_run_opencode_is_a_condition_and_no_crash_loop() {
             .await
             .expect("the turn runs");
         history.check();
-        eprintln!(
-            "FIGURE unsupported image mended: the turn ended with {:?}",
-            history.events.last().map(|e| e.event.body.name())
-        );
+        history.completed();
         assert_ne!(session.pod_uid().await, before);
         session.ready().await;
         assert_eq!(session.condition("AgentImageUnsupported").await, "absent");
