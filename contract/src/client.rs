@@ -327,4 +327,26 @@ mod tests {
             );
         }
     }
+
+    /// Streams as version 1 sent them. This file only ever grows: what is stored must parse for ever.
+    #[tokio::test]
+    async fn old_streams_parse_for_ever() {
+        let golden = include_str!("../testdata/v1.sse");
+        let events = parse(&[golden]).await;
+        assert_eq!(events.len(), 13);
+        let mut n = 0;
+        for sse in events.iter().filter(|sse| sse.event != "heartbeat") {
+            let event: crate::Event = serde_json::from_str(&sse.data).unwrap();
+            assert_eq!(event.body.name(), sse.event);
+            if let Some(id) = &sse.id {
+                n += 1;
+                assert_eq!(id.parse::<Cursor>().unwrap().n, n);
+            }
+            // Written again it is the same: no field was dropped or renamed.
+            let again: serde_json::Value = serde_json::to_value(&event).unwrap();
+            let was: serde_json::Value = serde_json::from_str(&sse.data).unwrap();
+            assert_eq!(again, was, "{}", sse.data);
+        }
+        assert_eq!(n, 11);
+    }
 }
