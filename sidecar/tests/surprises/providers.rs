@@ -165,7 +165,7 @@ fn what_never_passes_ends_with_its_reason() {
                 "drop",
                 &[TurnError::ProviderUnreachable, TurnError::ProviderError],
             ),
-            ("errmid", &[TurnError::ProviderError, TurnError::AgentError]),
+            ("errmid", &[TurnError::ProviderError]),
         ];
         let mut turns = Vec::new();
         for (scenario, codes) in faults {

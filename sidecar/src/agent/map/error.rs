@@ -17,9 +17,13 @@ pub(super) fn is_abort(error: &OcError) -> bool {
 
 /// An error with its reason and what to do next.
 pub(super) fn explain(error: &OcError, fatal: bool) -> ErrorEvent {
-    let code = classify(error);
+    let words = provider_words(&error.message);
+    let code = match classify(error) {
+        TurnError::AgentError if words.is_some() => TurnError::ProviderError,
+        code => code,
+    };
     let (what, next) = sentences(code);
-    let message = without_keys(first_line(&error.message));
+    let message = without_keys(first_line(words.as_deref().unwrap_or(&error.message)));
     let said = match (message.trim(), error.status_code) {
         ("", None) => String::new(),
         ("", Some(status)) => format!(" (HTTP {status})"),
@@ -34,6 +38,15 @@ pub(super) fn explain(error: &OcError, fatal: bool) -> ErrorEvent {
         fatal,
         code,
     }
+}
+
+/// What a provider said, where OpenCode passes its error on as it came: an event of the stream, as JSON.
+fn provider_words(message: &str) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_str(message.trim()).ok()?;
+    let words = json
+        .get("message")
+        .or_else(|| json.get("error")?.get("message"))?;
+    words.as_str().map(str::to_owned)
 }
 
 fn sentences(code: TurnError) -> (&'static str, &'static str) {
@@ -184,4 +197,24 @@ fn like_key(word: &str) -> bool {
     word.split(['-', '.', '/', '_'])
         .any(|run| run.len() >= KEY_MIN && run.bytes().any(|b| b.is_ascii_digit()))
         || (word.len() >= KEY_MIN && word.contains("**"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::provider_words;
+
+    #[test]
+    fn errors_in_mid_stream_are_the_providers_words() {
+        assert_eq!(
+            provider_words(r#"{"message":"Overloaded","type":"x"}"#).as_deref(),
+            Some("Overloaded")
+        );
+        assert_eq!(
+            provider_words(r#"{"error":{"message":"busy"}}"#).as_deref(),
+            Some("busy")
+        );
+        for other in ["Overloaded", "{", "{}", "[1]", r#"{"message":3}"#] {
+            assert_eq!(provider_words(other), None, "{other}");
+        }
+    }
 }
