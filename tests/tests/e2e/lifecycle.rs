@@ -460,7 +460,7 @@ fn a_volume_grows_only_and_a_prompt_is_never_changed() {
         let message = session
             .wait_condition("WorkspaceReady", "True: ExpansionRefused", READY)
             .await;
-        assert!(message.contains("allows expansion"), "{message}");
+        assert!(message.contains("allow expansion"), "{message}");
         session.ready().await;
     });
 }
