@@ -57,7 +57,7 @@ macro_rules! codes {
         }
 
         impl ErrorCode {
-            /// All of them, for the reference in docs/http-api.md.
+            /// All of them, for docs/errors.md.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
             /// The code as it stands in `details.code`.

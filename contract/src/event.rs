@@ -241,44 +241,62 @@ pub struct ErrorEvent {
     pub code: TurnError,
 }
 
-/// Why a turn ended badly. Stable: names never change their meaning.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-pub enum TurnError {
+macro_rules! turn_errors {
+    ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
+        /// Why a turn ended badly. Stable: names never change their meaning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+        #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+        pub enum TurnError {
+            $($(#[$doc])+ #[serde(rename = $text)] $name,)+
+        }
+
+        impl TurnError {
+            /// All of them. docs/errors.md explains each; a test fails when one lacks there.
+            pub const ALL: &[Self] = &[$(Self::$name,)+];
+
+            /// As it stands in the event's `code`; also a label of metrics.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+turn_errors! {
     /// The provider refused the key (401, 403).
-    ProviderAuth,
+    ProviderAuth = "provider_auth",
     /// The provider's limit of requests or money (429, quota), after all retries.
-    ProviderRateLimit,
+    ProviderRateLimit = "provider_rate_limit",
     /// Any other answer of the provider that is an error.
-    ProviderError,
+    ProviderError = "provider_error",
     /// The provider did not answer, or stopped in mid-answer, after all retries.
-    ProviderUnreachable,
+    ProviderUnreachable = "provider_unreachable",
     /// The provider's answers made no sense several times in a row.
-    ProviderGarbled,
+    ProviderGarbled = "provider_garbled",
     /// The model does not exist or may not be used.
-    ModelNotFound,
+    ModelNotFound = "model_not_found",
     /// The conversation no longer fits into the model's context.
-    ContextOverflow,
+    ContextOverflow = "context_overflow",
     /// The provider's content filter stopped it.
-    ContentFilter,
+    ContentFilter = "content_filter",
     /// The key that came with the request is gone: it is never stored.
-    KeyRequired,
+    KeyRequired = "key_required",
     /// A tool's question or permission was rejected and the agent stopped.
-    Rejected,
+    Rejected = "rejected",
     /// The turn ran longer than allowed.
-    TurnTimeout,
+    TurnTimeout = "turn_timeout",
     /// OpenCode died or was restarted in mid-turn.
-    AgentDied,
+    AgentDied = "agent_died",
     /// The pod or the sidecar ended in mid-turn and the turn could not be taken up again.
-    Interrupted,
+    Interrupted = "interrupted",
     /// OpenCode refused or failed for a reason of its own.
-    AgentError,
+    AgentError = "agent_error",
     /// The agent's volume is full.
-    DiskFull,
+    DiskFull = "disk_full",
     /// The sidecar was told to stop.
-    ShuttingDown,
+    ShuttingDown = "shutting_down",
 }
 
 /// The turn is done.

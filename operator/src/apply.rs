@@ -1,6 +1,9 @@
 //! The only place that writes to the API server (the lease library beside it).
 
-use crate::session::{names::Identity, observe::Foreign};
+use crate::{
+    reason::Reason,
+    session::{names::Identity, observe::Foreign},
+};
 use crds::OpenCodeSession;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::{
@@ -100,10 +103,10 @@ pub enum ApplyError {
 impl ApplyError {
     /// Reason of Event and metric.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::Timeout => "ApiTimeout",
-            Self::Api(_) => "ApiError",
+            Self::Timeout => Reason::ApiTimeout,
+            Self::Api(_) => Reason::ApiError,
         }
     }
 }

@@ -67,7 +67,7 @@ pub async fn run(
                 session = session.name_any(),
                 namespace = session.namespace(),
                 error = error as &dyn std::error::Error,
-                reason = error.reason(),
+                reason = error.reason().as_str(),
                 again_in_seconds = pause.as_secs_f32(),
                 "round failed"
             );

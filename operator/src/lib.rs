@@ -8,6 +8,7 @@ pub mod config;
 pub mod controller;
 pub mod leader;
 pub mod metrics;
+pub mod reason;
 pub mod run;
 pub mod server;
 pub mod session;

@@ -92,7 +92,8 @@ impl Metrics {
     }
 
     /// A round failed.
-    pub fn error(&self, reason: &'static str) {
+    pub fn error(&self, reason: crate::reason::Reason) {
+        let reason = reason.as_str();
         self.errors.get_or_create(&Reason { reason }).inc();
     }
 
@@ -102,7 +103,8 @@ impl Metrics {
     }
 
     /// The operator deleted a pod.
-    pub fn pod_deleted(&self, reason: &'static str) {
+    pub fn pod_deleted(&self, reason: crate::reason::Reason) {
+        let reason = reason.as_str();
         self.deleted.get_or_create(&Reason { reason }).inc();
     }
 

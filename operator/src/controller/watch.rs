@@ -128,7 +128,7 @@ where
                 Ok(event) => parsed(event, known, &metrics),
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it goes on by itself");
-                    metrics.error("WatchInterrupted");
+                    metrics.error(crate::reason::Reason::WatchInterrupted);
                     None
                 }
             };

@@ -7,6 +7,7 @@ use super::{
     status::{REASON_EXPANSION_REFUSED, WORKSPACE_READY},
     validate::{Validated, WorkspaceVolume},
 };
+use crate::reason::Reason;
 use contract::pod::{CONFIG_ANNOTATION, KEYS_ANNOTATION, REFRESH_ANNOTATION};
 use crds::{OpenCodeSession, quantity::Bytes};
 use jiff::{SignedDuration, Timestamp};
@@ -92,12 +93,12 @@ pub enum DeleteReason {
 impl DeleteReason {
     /// Reason of Event and metric.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub fn reason(self) -> Reason {
         match self {
-            Self::Suspended => "Suspended",
-            Self::TemplateChanged => "TemplateChanged",
-            Self::PodEnded => "PodEnded",
-            Self::ResizeInfeasible => "ResizeInfeasible",
+            Self::Suspended => Reason::Suspended,
+            Self::TemplateChanged => Reason::TemplateChanged,
+            Self::PodEnded => Reason::PodEnded,
+            Self::ResizeInfeasible => Reason::ResizeInfeasible,
         }
     }
 }

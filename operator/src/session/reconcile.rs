@@ -11,6 +11,7 @@ use super::{
 use crate::{
     apply::{Applied, ApplyError, Writer},
     metrics::Metrics,
+    reason::Reason,
     summaries::Summaries,
 };
 use crds::OpenCodeSession;
@@ -187,7 +188,7 @@ async fn announce(context: &Context, session: &OpenCodeSession, applied: &[(Step
     for (step, outcome) in applied {
         let (reason, note) = match (step, outcome) {
             (Step::DeletePod { why, .. }, Applied::Done) => (
-                why.as_str(),
+                why.reason(),
                 match why {
                     DeleteReason::Suspended => "The pod ends, because spec.suspend is true.".to_owned(),
                     DeleteReason::TemplateChanged => {
@@ -200,7 +201,7 @@ async fn announce(context: &Context, session: &OpenCodeSession, applied: &[(Step
                 },
             ),
             (Step::Resize { .. }, Applied::Replaced(why)) => (
-                "ResizeRefused",
+                Reason::ResizeRefused,
                 format!("The pod is replaced, because its resources cannot be changed in place: {}", status::cut(why, 800)),
             ),
             _ => continue,
@@ -208,7 +209,7 @@ async fn announce(context: &Context, session: &OpenCodeSession, applied: &[(Step
         context.metrics.pod_deleted(reason);
         let event = Event {
             type_: EventType::Normal,
-            reason: reason.into(),
+            reason: reason.as_str().into(),
             note: Some(note),
             action: "DeletePod".into(),
             secondary: None,

@@ -114,7 +114,7 @@ fn settle(
     Condition {
         type_: type_.into(),
         status,
-        reason,
+        reason: reason.as_str().into(),
         message,
         observed_generation: generation,
         last_transition_time: since,

@@ -4,6 +4,7 @@
 //! object may be older than a rule.
 
 use super::names::Identity;
+use crate::reason::Reason;
 use contract::pod::{
     self, Limits, McpServer, ModelChoice, PodConfig, ProviderConfig, ProviderKind, ToolAction,
     ToolRule,
@@ -175,18 +176,18 @@ pub enum Invalid {
 impl Invalid {
     /// Reason of condition, Event and metric.
     #[must_use]
-    pub fn reason(&self) -> &'static str {
+    pub fn reason(&self) -> Reason {
         match self {
-            Self::NameTooLong => "NameTooLong",
-            Self::DuplicateName { .. } => "DuplicateName",
-            Self::UnknownProvider { .. } => "UnknownProvider",
-            Self::UnknownModel { .. } => "UnknownModel",
-            Self::EndpointMissing { .. } => "EndpointMissing",
-            Self::OutOfRange { .. } => "OutOfRange",
-            Self::Excluded { .. } => "ExcludedFields",
-            Self::InstructionPath { .. } => "InstructionPathInvalid",
-            Self::ReservedVariable { .. } => "ReservedVariable",
-            Self::ConfigTooLarge { .. } => "ConfigTooLarge",
+            Self::NameTooLong => Reason::NameTooLong,
+            Self::DuplicateName { .. } => Reason::DuplicateName,
+            Self::UnknownProvider { .. } => Reason::UnknownProvider,
+            Self::UnknownModel { .. } => Reason::UnknownModel,
+            Self::EndpointMissing { .. } => Reason::EndpointMissing,
+            Self::OutOfRange { .. } => Reason::OutOfRange,
+            Self::Excluded { .. } => Reason::ExcludedFields,
+            Self::InstructionPath { .. } => Reason::InstructionPathInvalid,
+            Self::ReservedVariable { .. } => Reason::ReservedVariable,
+            Self::ConfigTooLarge { .. } => Reason::ConfigTooLarge,
         }
     }
 }

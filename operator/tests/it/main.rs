@@ -6,6 +6,7 @@ mod build;
 mod conversation;
 mod crash;
 mod decide;
+mod errors_doc;
 mod fake_api;
 mod fixtures;
 mod status;

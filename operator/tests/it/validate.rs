@@ -9,6 +9,7 @@ fn reason(yaml: &str) -> &'static str {
     validate(&identity(&session), &session)
         .unwrap_err()
         .reason()
+        .as_str()
 }
 
 #[test]

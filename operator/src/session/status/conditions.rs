@@ -6,6 +6,7 @@ mod workspace;
 use super::Input;
 use crate::{
     apply::Applied,
+    reason::{Reason, Weight},
     session::{
         decide::Step,
         observe::Foreign,
@@ -28,10 +29,8 @@ pub const ISOLATED: &str = "Isolated";
 /// Present only when so: the image cannot run OpenCode.
 pub const AGENT_IMAGE_UNSUPPORTED: &str = "AgentImageUnsupported";
 /// Reason of [`WORKSPACE_READY`]: the volume stays as large as it is.
-pub const REASON_EXPANSION_REFUSED: &str = "ExpansionRefused";
+pub const REASON_EXPANSION_REFUSED: &str = Reason::ExpansionRefused.as_str();
 
-const FOREIGN: &str = "ForeignObject";
-const REFUSED: &str = "Refused";
 const MESSAGE_MAX: usize = 1024;
 
 /// Status of a condition.
@@ -57,12 +56,17 @@ impl Verdict {
 pub(super) struct Draft {
     pub(super) type_: &'static str,
     pub(super) verdict: Verdict,
-    pub(super) reason: String,
+    pub(super) reason: Reason,
     pub(super) message: String,
 }
 
 impl Draft {
-    fn new(type_: &'static str, verdict: Verdict, reason: &str, message: impl AsRef<str>) -> Self {
+    fn new(
+        type_: &'static str,
+        verdict: Verdict,
+        reason: Reason,
+        message: impl AsRef<str>,
+    ) -> Self {
         let message: String = message
             .as_ref()
             .chars()
@@ -71,39 +75,20 @@ impl Draft {
         Self {
             type_,
             verdict,
-            reason: reason.to_owned(),
+            reason,
             message: super::cut(&message, MESSAGE_MAX),
         }
     }
 
     /// Whether somebody must do something before the session can start.
     pub(super) fn blocks(&self) -> bool {
-        self.verdict != Verdict::True && is_trouble(&self.reason)
+        self.verdict != Verdict::True && self.reason.weight() == Weight::Trouble
     }
 }
 
-/// Reasons that are worth an Event; all others are steps on the way.
+/// Reasons that are worth an Event; all others are steps on the way. What is not ours is worth one too.
 pub(super) fn is_trouble(reason: &str) -> bool {
-    !matches!(
-        reason,
-        "Ready"
-            | "Bound"
-            | "InUse"
-            | "AllPresent"
-            | "Answering"
-            | "Enforced"
-            | "NotEnforced"
-            | "Creating"
-            | "ClaimPending"
-            | "Starting"
-            | "NotReported"
-            | "Suspended"
-            | "Terminating"
-            | "UpdateWaits"
-            | "Replacing"
-            | "PodAbsent"
-            | "Deleted"
-    )
+    Reason::parse(reason).is_none_or(|reason| reason.weight() == Weight::Trouble)
 }
 
 pub(super) fn drafts(input: &Input<'_>) -> Vec<Draft> {
@@ -129,7 +114,7 @@ pub(super) fn drafts(input: &Input<'_>) -> Vec<Draft> {
                     Draft::new(
                         type_,
                         Verdict::Unknown,
-                        "NotReported",
+                        Reason::NotReported,
                         "The spec is wrong; see condition Ready.",
                     )
                 }),
@@ -162,7 +147,7 @@ fn ready(suspended: bool, update_waits: bool, parts: &[&Draft]) -> Draft {
         return Draft::new(
             READY,
             Verdict::False,
-            "Suspended",
+            Reason::Suspended,
             "spec.suspend is true; set it to false to go on with the same volume.",
         );
     }
@@ -172,14 +157,19 @@ fn ready(suspended: bool, update_waits: bool, parts: &[&Draft]) -> Draft {
         .find(|d| d.blocks())
         .or_else(|| parts.iter().find(|d| d.verdict != Verdict::True));
     match first {
-        Some(draft) => Draft::new(READY, Verdict::False, &draft.reason, &draft.message),
+        Some(draft) => Draft::new(READY, Verdict::False, draft.reason, &draft.message),
         None if update_waits => Draft::new(
             READY,
             Verdict::True,
-            "UpdateWaits",
+            Reason::UpdateWaits,
             "The session takes turns. A change of the spec needs a new pod and waits until no turn runs.",
         ),
-        None => Draft::new(READY, Verdict::True, "Ready", "The session takes turns."),
+        None => Draft::new(
+            READY,
+            Verdict::True,
+            Reason::Ready,
+            "The session takes turns.",
+        ),
     }
 }
 
@@ -211,7 +201,7 @@ fn secrets(input: &Input<'_>, validated: &Validated) -> Draft {
         return Draft::new(
             SECRETS_RESOLVED,
             Verdict::Unknown,
-            "NotReported",
+            Reason::NotReported,
             "The sidecar has not told yet.",
         );
     };
@@ -224,7 +214,7 @@ fn secrets(input: &Input<'_>, validated: &Validated) -> Draft {
         return Draft::new(
             SECRETS_RESOLVED,
             Verdict::True,
-            "AllPresent",
+            Reason::AllPresent,
             "Every provider has its key.",
         );
     }
@@ -241,7 +231,7 @@ fn secrets(input: &Input<'_>, validated: &Validated) -> Draft {
     Draft::new(
         SECRETS_RESOLVED,
         Verdict::False,
-        "SecretMissing",
+        Reason::SecretMissing,
         list.join("\n"),
     )
 }
@@ -252,7 +242,7 @@ fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
         return (
             draft(
                 Verdict::Unknown,
-                "NotReported",
+                Reason::NotReported,
                 "The sidecar has not told yet.",
             ),
             None,
@@ -263,11 +253,11 @@ fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
         let unsupported = Draft::new(
             AGENT_IMAGE_UNSUPPORTED,
             Verdict::True,
-            "ImageUnsupported",
+            Reason::ImageUnsupported,
             why,
         );
         return (
-            draft(Verdict::False, "ImageUnsupported", why),
+            draft(Verdict::False, Reason::ImageUnsupported, why),
             Some(unsupported),
         );
     }
@@ -275,7 +265,7 @@ fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
         return (
             draft(
                 Verdict::Unknown,
-                "NotReported",
+                Reason::NotReported,
                 "The sidecar cannot be reached right now.",
             ),
             None,
@@ -286,14 +276,14 @@ fn agent(input: &Input<'_>) -> (Draft, Option<Draft>) {
         return (
             draft(
                 Verdict::True,
-                "Answering",
+                Reason::Answering,
                 &format!("OpenCode {version} answers."),
             ),
             None,
         );
     }
     let message = agent.message.as_deref().unwrap_or("OpenCode is starting.");
-    (draft(Verdict::False, "Starting", message), None)
+    (draft(Verdict::False, Reason::Starting, message), None)
 }
 
 fn isolated(input: &Input<'_>) -> Draft {
@@ -306,14 +296,24 @@ fn isolated(input: &Input<'_>) -> Draft {
         return Draft::new(
             ISOLATED,
             Verdict::Unknown,
-            "NotReported",
+            Reason::NotReported,
             "The sidecar has not told yet.",
         );
     };
     let isolation = &seen.summary.isolation;
     if isolation.enforced {
-        Draft::new(ISOLATED, Verdict::True, "Enforced", &isolation.message)
+        Draft::new(
+            ISOLATED,
+            Verdict::True,
+            Reason::Enforced,
+            &isolation.message,
+        )
     } else {
-        Draft::new(ISOLATED, Verdict::False, "NotEnforced", &isolation.message)
+        Draft::new(
+            ISOLATED,
+            Verdict::False,
+            Reason::NotEnforced,
+            &isolation.message,
+        )
     }
 }

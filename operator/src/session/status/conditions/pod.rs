@@ -1,8 +1,9 @@
 //! Condition PodReady.
 
-use super::{Draft, FOREIGN, POD_READY, REFUSED, Verdict, foreign_message, tried};
+use super::{Draft, POD_READY, Verdict, foreign_message, tried};
 use crate::{
     apply::Applied,
+    reason::Reason,
     session::{
         decide::{DeleteReason, Step, condition, pod_ready},
         observe::Child,
@@ -14,7 +15,7 @@ use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 pub(super) fn pod(input: &Input<'_>, validated: &Validated) -> Draft {
     let draft =
-        |verdict, reason: &str, message: String| Draft::new(POD_READY, verdict, reason, message);
+        |verdict, reason: Reason, message: String| Draft::new(POD_READY, verdict, reason, message);
     let name = validated.identity.pod();
     let created = tried(input, |s| *s == Step::CreatePod);
     let deleted = input.applied.iter().find_map(|(step, applied)| match step {
@@ -24,44 +25,46 @@ pub(super) fn pod(input: &Input<'_>, validated: &Validated) -> Draft {
     match (&input.observed.pod, created) {
         (Child::Foreign(foreign), _) | (Child::Absent, Some(Applied::Foreign(foreign))) => draft(
             Verdict::False,
-            FOREIGN,
+            Reason::ForeignObject,
             foreign_message("Pod", &name, foreign),
         ),
         (Child::Absent, Some(Applied::Refused(why))) => draft(
             Verdict::False,
-            REFUSED,
+            Reason::Refused,
             format!("Pod {name} was refused: {why}"),
         ),
         (Child::Absent, _) if validated.suspend => draft(
             Verdict::False,
-            "Suspended",
+            Reason::Suspended,
             "There is no pod while spec.suspend is true.".into(),
         ),
         (Child::Absent, Some(_)) => draft(
             Verdict::False,
-            "Creating",
+            Reason::Creating,
             format!("Pod {name} is being created."),
         ),
         (Child::Absent, None) => draft(
             Verdict::False,
-            "PodAbsent",
+            Reason::PodAbsent,
             format!("Pod {name} does not exist."),
         ),
         (Child::Own(pod), _) => {
             if let Some((why, Applied::Done)) = deleted {
                 let (reason, message) = match why {
-                    DeleteReason::Suspended => {
-                        ("Suspended", "The pod ends, because spec.suspend is true.")
-                    }
+                    DeleteReason::Suspended => (
+                        Reason::Suspended,
+                        "The pod ends, because spec.suspend is true.",
+                    ),
                     DeleteReason::TemplateChanged => (
-                        "Replacing",
+                        Reason::Replacing,
                         "The pod is replaced, because a change needs a new one.",
                     ),
-                    DeleteReason::PodEnded => {
-                        ("Replacing", "The pod ended by itself and is replaced.")
-                    }
+                    DeleteReason::PodEnded => (
+                        Reason::Replacing,
+                        "The pod ended by itself and is replaced.",
+                    ),
                     DeleteReason::ResizeInfeasible => (
-                        "Replacing",
+                        Reason::Replacing,
                         "The pod is replaced, because its resources cannot be changed where it is.",
                     ),
                 };
@@ -71,7 +74,7 @@ pub(super) fn pod(input: &Input<'_>, validated: &Validated) -> Draft {
             match resized {
                 Some(Applied::Replaced(why)) => draft(
                     Verdict::False,
-                    "Replacing",
+                    Reason::Replacing,
                     format!(
                         "The pod is replaced, because its resources cannot be changed in place: {why}"
                     ),
@@ -84,15 +87,15 @@ pub(super) fn pod(input: &Input<'_>, validated: &Validated) -> Draft {
 
 fn own_pod(pod: &Pod, validated: &Validated) -> Draft {
     let draft =
-        |verdict, reason: &str, message: String| Draft::new(POD_READY, verdict, reason, message);
+        |verdict, reason: Reason, message: String| Draft::new(POD_READY, verdict, reason, message);
     let name = validated.identity.pod();
     if pod.metadata.deletion_timestamp.is_some() {
         return draft(
             Verdict::False,
             if validated.suspend {
-                "Suspended"
+                Reason::Suspended
             } else {
-                "Terminating"
+                Reason::Terminating
             },
             format!(
                 "Pod {name} is ending. Its successor waits until it is gone; on a lost node that is when the node comes back or its object is deleted."
@@ -106,18 +109,22 @@ fn own_pod(pod: &Pod, validated: &Validated) -> Draft {
             .unwrap_or(phase);
         return draft(
             Verdict::False,
-            "PodEnded",
+            Reason::PodEnded,
             format!("Pod {name} ended by itself ({why}) and is replaced."),
         );
     }
     if pod_ready(pod) {
-        return draft(Verdict::True, "Ready", format!("Pod {name} is ready."));
+        return draft(
+            Verdict::True,
+            Reason::Ready,
+            format!("Pod {name} is ready."),
+        );
     }
     if let Some(scheduled) = condition(pod, "PodScheduled").filter(|c| c.status == "False") {
         let message = scheduled.message.as_deref().unwrap_or("no node fits");
         return draft(
             Verdict::False,
-            "Unschedulable",
+            Reason::Unschedulable,
             format!("Pod {name} has no node: {message}"),
         );
     }
@@ -138,14 +145,14 @@ fn own_pod(pod: &Pod, validated: &Validated) -> Draft {
     }
     draft(
         Verdict::False,
-        "Starting",
+        Reason::Starting,
         format!("Pod {name} is starting."),
     )
 }
 
 /// Why a container does not come up by itself, with a reason of a fixed list: the kubelet's own texts
 /// are no names for metrics.
-fn stuck(container: &ContainerStatus) -> Option<(&'static str, String)> {
+fn stuck(container: &ContainerStatus) -> Option<(Reason, String)> {
     let waiting = container.state.as_ref()?.waiting.as_ref()?;
     let reason = waiting.reason.as_deref()?;
     let known = match reason {
@@ -154,10 +161,10 @@ fn stuck(container: &ContainerStatus) -> Option<(&'static str, String)> {
         | "InvalidImageName"
         | "ErrImageNeverPull"
         | "ImageInspectError"
-        | "RegistryUnavailable" => "ImagePullFailed",
-        "CrashLoopBackOff" => "CrashLoop",
+        | "RegistryUnavailable" => Reason::ImagePullFailed,
+        "CrashLoopBackOff" => Reason::CrashLoop,
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" => {
-            "ContainerFailed"
+            Reason::ContainerFailed
         }
         _ => return None,
     };
@@ -170,7 +177,7 @@ fn stuck(container: &ContainerStatus) -> Option<(&'static str, String)> {
         .map(|t| format!(" Last exit code {}.", t.exit_code))
         .unwrap_or_default();
     // The kubelet's text of a crash loop names the growing pause: it would be a new status each time.
-    let text = if known == "CrashLoop" {
+    let text = if known == Reason::CrashLoop {
         let name = &container.name;
         format!(
             "it ends again and again, image {image}.{ended} See: kubectl logs -c {name} --previous"

@@ -1,11 +1,9 @@
 //! Condition WorkspaceReady.
 
-use super::{
-    Draft, FOREIGN, REASON_EXPANSION_REFUSED, REFUSED, Verdict, WORKSPACE_READY, foreign_message,
-    tried,
-};
+use super::{Draft, REASON_EXPANSION_REFUSED, Verdict, WORKSPACE_READY, foreign_message, tried};
 use crate::{
     apply::Applied,
+    reason::Reason,
     session::{
         decide::{Step, pod_ready},
         observe::Child,
@@ -40,19 +38,19 @@ pub(super) fn workspace(input: &Input<'_>, validated: &Validated) -> Draft {
     match (child, created) {
         (Child::Foreign(foreign), _) | (Child::Absent, Some(Applied::Foreign(foreign))) => draft(
             Verdict::False,
-            FOREIGN,
+            Reason::ForeignObject,
             foreign_message("PersistentVolumeClaim", &name, foreign),
         ),
         (_, Some(Applied::Refused(why))) => draft(
             Verdict::False,
-            REFUSED,
+            Reason::Refused,
             format!("PersistentVolumeClaim {name} for the {role} was refused: {why}"),
         ),
         (Child::Own(claim), _) => {
             if let Some(Applied::ExpansionRefused(why)) = changed {
                 return draft(
                     Verdict::True,
-                    REASON_EXPANSION_REFUSED,
+                    Reason::ExpansionRefused,
                     format!(
                         "The volume of {name} keeps its size: {why}. Let its StorageClass allow expansion; the next change of the spec tries again."
                     ),
@@ -72,7 +70,7 @@ pub(super) fn workspace(input: &Input<'_>, validated: &Validated) -> Draft {
             if let Some(kept) = kept {
                 return draft(
                     Verdict::True,
-                    REASON_EXPANSION_REFUSED,
+                    Reason::ExpansionRefused,
                     kept.message.clone(),
                 );
             }
@@ -80,7 +78,7 @@ pub(super) fn workspace(input: &Input<'_>, validated: &Validated) -> Draft {
         }
         (Child::Absent, _) => draft(
             Verdict::False,
-            "Creating",
+            Reason::Creating,
             format!("PersistentVolumeClaim {name} is being created."),
         ),
     }
@@ -97,7 +95,7 @@ fn own_claim(
     if claim.metadata.deletion_timestamp.is_some() {
         return draft(
             Verdict::False,
-            "ClaimTerminating",
+            Reason::ClaimTerminating,
             format!(
                 "PersistentVolumeClaim {name} is being deleted by somebody; its data goes with it when the pod ends."
             ),
@@ -108,7 +106,7 @@ fn own_claim(
         Some("Lost") => {
             return draft(
                 Verdict::False,
-                "ClaimLost",
+                Reason::ClaimLost,
                 format!(
                     "PersistentVolumeClaim {name} lost its volume; restore the volume, or delete the claim to begin anew."
                 ),
@@ -117,7 +115,7 @@ fn own_claim(
         Some(_) | None => {
             return draft(
                 Verdict::False,
-                "ClaimPending",
+                Reason::ClaimPending,
                 format!(
                     "PersistentVolumeClaim {name} has no volume yet: kubectl describe pvc {name}"
                 ),
@@ -127,18 +125,18 @@ fn own_claim(
     match &validated.workspace {
         WorkspaceVolume::Own { .. } => draft(
             Verdict::True,
-            "Bound",
+            Reason::Bound,
             format!("PersistentVolumeClaim {name} is bound."),
         ),
         WorkspaceVolume::Existing { claim, .. } => match input.observed.pod.own() {
             Some(pod) if pod_ready(pod) => draft(
                 Verdict::True,
-                "InUse",
+                Reason::InUse,
                 format!("PersistentVolumeClaim {claim} is mounted."),
             ),
             Some(_) | None => draft(
                 Verdict::Unknown,
-                "NotReported",
+                Reason::NotReported,
                 format!(
                     "PersistentVolumeClaim {claim} is yours; condition PodReady says whether it can be used."
                 ),
