@@ -172,7 +172,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     ));
     tracing::info!(api = %app.settings.api_addr(), "ready for requests");
 
-    let result = wait(&app, agent_task, proxy_task).await;
+    let result = wait(&app.shutdown, &app.store, agent_task, proxy_task).await;
     shutdown.cancel();
     app.turns.close();
     if tokio::time::timeout(TURNS_END, app.turns.wait())
@@ -196,16 +196,17 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
 
 /// Waits for the signal; a part that others rely on and that ends before it ends the process.
 async fn wait(
-    app: &App,
+    shutdown: &CancellationToken,
+    store: &Store,
     agent: tokio::task::JoinHandle<()>,
     proxy: tokio::task::JoinHandle<()>,
 ) -> Result<(), RunError> {
     tokio::select! {
-        () = app.shutdown.cancelled() => Ok(()),
+        () = shutdown.cancelled() => Ok(()),
         _ = agent => Err(RunError::Part("the agent's supervisor")),
         _ = proxy => Err(RunError::Part("the credential proxy")),
         // A failed sync is final for this process; the next one reads what is really there.
-        () = app.store.failed() => Err(RunError::Part("the journal")),
+        () = store.failed() => Err(RunError::Part("the journal")),
     }
 }
 
@@ -268,4 +269,36 @@ fn launches(
         }
     });
     receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn for_ever() -> tokio::task::JoinHandle<()> {
+        tokio::spawn(std::future::pending())
+    }
+
+    #[tokio::test]
+    async fn whatever_others_rely_on_ends_the_process_when_it_ends() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        let shutdown = CancellationToken::new();
+        let part = |result: Result<(), RunError>| result.unwrap_err().to_string();
+
+        let ended = tokio::spawn(async {});
+        let why = part(wait(&shutdown, &store, ended, for_ever()).await);
+        assert!(why.contains("supervisor"), "{why}");
+        let ended = tokio::spawn(async {});
+        let why = part(wait(&shutdown, &store, for_ever(), ended).await);
+        assert!(why.contains("credential proxy"), "{why}");
+        store.fail();
+        let why = part(wait(&shutdown, &store, for_ever(), for_ever()).await);
+        assert!(why.contains("journal"), "{why}");
+        let (store, _) = Store::open(tempfile::tempdir().unwrap().path()).unwrap();
+        shutdown.cancel();
+        wait(&shutdown, &store, for_ever(), for_ever())
+            .await
+            .unwrap();
+    }
 }

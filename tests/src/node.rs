@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::Api;
 use std::{
     fs,
+    io::ErrorKind,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
@@ -55,10 +56,10 @@ pub fn processes(pod_uid: &str) -> Vec<(u32, String)> {
     found
 }
 
-/// Whether environment, arguments or memory of a process hold one of these texts, and how many bytes were read. Meant for small
-/// processes: a large one takes minutes.
+/// Whether environment, arguments or memory of a process hold one of these texts, and how many bytes were read; `None` if it ended
+/// meanwhile, as tools do. Meant for small processes: a large one takes minutes.
 #[must_use]
-pub fn holds(pid: u32, needles: &[String]) -> (bool, usize) {
+pub fn holds(pid: u32, needles: &[String]) -> Option<(bool, usize)> {
     let (mut holds, mut read) = (false, 0);
     let mut look = |bytes: &[u8]| {
         read += bytes.len();
@@ -67,7 +68,10 @@ pub fn holds(pid: u32, needles: &[String]) -> (bool, usize) {
     for file in ["environ", "cmdline"] {
         look(&fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default());
     }
-    let memory = fs::File::open(format!("/proc/{pid}/mem")).expect("root reads every memory");
+    let memory = match fs::File::open(format!("/proc/{pid}/mem")) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        memory => memory.expect("root reads every memory"),
+    };
     for line in fs::read_to_string(format!("/proc/{pid}/maps"))
         .unwrap_or_default()
         .lines()
@@ -92,7 +96,8 @@ pub fn holds(pid: u32, needles: &[String]) -> (bool, usize) {
             look(&bytes);
         }
     }
-    (holds, read)
+    let runs = fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    (runs || holds).then_some((holds, read))
 }
 
 /// Whether bytes hold one of these texts of ASCII: decoding leaves ASCII as it is, and finding text is fast even without optimization.

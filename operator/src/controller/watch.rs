@@ -114,6 +114,7 @@ where
         None => Api::all(client.clone()),
     };
     let (store, writer) = reflector::store();
+    let kept: Store<K> = store.clone();
     let metrics = metrics.clone();
     // Pages, not a streamed list: the latter needs a recent API server.
     let config = config.any_semantic();
@@ -125,7 +126,7 @@ where
         .default_backoff()
         .scan(HashMap::new(), move |known: &mut HashMap<String, String>, event| {
             let event = match event {
-                Ok(event) => parsed(event, known, &metrics),
+                Ok(event) => parsed(event, known, &kept, &metrics),
                 Err(error) => {
                     tracing::warn!(kind = %K::kind(&()), %error, "watch interrupted; it goes on by itself");
                     metrics.error(crate::reason::Reason::WatchInterrupted);
@@ -141,15 +142,24 @@ where
 }
 
 /// The event with a parsed object; `None` for an object that cannot be parsed, which is counted each
-/// time and logged once per version of the fault.
+/// time and logged once per version of the fault. One that is deleted is deleted as it was `kept`.
 fn parsed<K>(
     event: Event<DeserializeGuard<K>>,
     known: &mut HashMap<String, String>,
+    kept: &Store<K>,
     metrics: &Metrics,
 ) -> Option<Event<K>>
 where
     K: Resource<DynamicType = ()> + Clone,
 {
+    if let Event::Delete(DeserializeGuard(Err(invalid))) = &event {
+        let meta = &invalid.metadata;
+        known.remove(meta.uid.as_deref().unwrap_or_default());
+        let mut object = ObjectRef::new(meta.name.as_deref()?);
+        object.namespace.clone_from(&meta.namespace);
+        let kept = kept.get(&object)?;
+        return (kept.meta().uid == meta.uid).then(|| Event::Delete(K::clone(&kept)));
+    }
     let mut open = |guard: DeserializeGuard<K>| match guard.0 {
         Ok(mut object) => {
             // Never read, and larger than all the rest.
@@ -397,26 +407,60 @@ mod tests {
     fn an_object_that_cannot_be_parsed_is_counted_and_stops_nothing() {
         let metrics = Metrics::default();
         let mut known = HashMap::new();
+        let (kept, mut writer) = reflector::store();
         let bad = session(&json!({"providers": "none"}));
         for event in [
             Event::Apply(guard(bad.clone())),
             Event::InitApply(guard(bad.clone())),
-            Event::Delete(guard(bad)),
         ] {
-            assert!(parsed(event, &mut known, &metrics).is_none());
+            assert!(parsed(event, &mut known, &kept, &metrics).is_none());
         }
         assert!(
-            metrics.text().contains("unparsable_objects_total 3"),
+            metrics.text().contains("unparsable_objects_total 2"),
             "{}",
             metrics.text()
         );
         assert_eq!(known.len(), 1, "logged once");
-        let Some(Event::Apply(read)) = parsed(Event::Apply(guard(good())), &mut known, &metrics)
+        let gone = parsed(
+            Event::Delete(guard(bad.clone())),
+            &mut known,
+            &kept,
+            &metrics,
+        );
+        assert!(gone.is_none(), "it was never known");
+        assert!(known.is_empty());
+
+        parsed(
+            Event::Apply(guard(bad.clone())),
+            &mut known,
+            &kept,
+            &metrics,
+        );
+        let Some(Event::Apply(read)) =
+            parsed(Event::Apply(guard(good())), &mut known, &kept, &metrics)
         else {
             panic!("a good object passes");
         };
         assert!(read.metadata.managed_fields.is_none());
         assert!(known.is_empty(), "it was mended");
+
+        // It was good once, is no longer, and goes: it goes from the cache, too.
+        writer.apply_watcher_event(&Event::Apply(read));
+        let gone = parsed(
+            Event::Delete(guard(bad.clone())),
+            &mut known,
+            &kept,
+            &metrics,
+        );
+        writer.apply_watcher_event(&gone.expect("it was known"));
+        assert!(kept.state().is_empty());
+
+        // Another object of that name is left alone.
+        writer.apply_watcher_event(&Event::Apply(self::read(good())));
+        let mut other = bad;
+        other["metadata"]["uid"] = json!("of another");
+        assert!(parsed(Event::Delete(guard(other)), &mut known, &kept, &metrics).is_none());
+        assert_eq!(kept.state().len(), 1);
     }
 
     fn read(value: Value) -> OpenCodeSession {

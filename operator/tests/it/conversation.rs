@@ -1,11 +1,11 @@
 //! A round as a conversation with the API server: verb, whole URI, body; nothing more, nothing less.
 
-use crate::fixtures::{now, session, settings, summaries};
+use crate::fixtures::{identity, now, session, settings, summaries};
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use kube::{Client, client::Body, runtime::reflector};
 use operator::{
-    apply::Writer,
+    apply::{Applied, Target, Write, Writer},
     metrics::Metrics,
     session::{
         observe::Stores,
@@ -236,6 +236,56 @@ async fn a_spec_that_makes_no_sense_is_told_and_nothing_is_made() {
     let wrong = session("  smallModel: {provider: nobody, name: x}\n");
     let requeue = reconcile(&context, Arc::new(wrong), now()).await.unwrap();
     assert_eq!(requeue, None, "only another spec can help");
+    drop(context);
+    talk.await.unwrap();
+}
+
+fn resize() -> Write {
+    Write::ResizePod {
+        target: Target {
+            namespace: "burrow".into(),
+            name: "quokka".into(),
+        },
+        uid: "pod-uid-1".into(),
+        resize: json!({"spec": {"containers": [{"name": "agent"}]}}),
+        record: json!({"metadata": {"uid": "pod-uid-1"}}),
+        replace_if_refused: true,
+    }
+}
+
+const RESIZE: &str = "/api/v1/namespaces/burrow/pods/quokka/resize?";
+
+#[tokio::test]
+async fn a_forbidden_resize_leaves_the_pod_alone_and_an_impossible_one_replaces_it() {
+    let (context, mut server) = context();
+    let talk = tokio::spawn(async move {
+        let why = "exceeded quota: burrow";
+        let (_, send) = expect(&mut server, "PATCH", RESIZE).await;
+        answer(send, 403, &failure(403, "Forbidden", why));
+        // Another pod would be forbidden too: nothing is deleted before the next resize.
+        let (_, send) = expect(&mut server, "PATCH", RESIZE).await;
+        answer(
+            send,
+            422,
+            &failure(422, "Invalid", "cannot be changed in place"),
+        );
+        let (body, send) = expect(&mut server, "DELETE", &format!("{PODS}/quokka?")).await;
+        assert_eq!(body["preconditions"], json!({ "uid": "pod-uid-1" }));
+        answer(
+            send,
+            200,
+            &json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}),
+        );
+        assert!(server.next_request().await.is_none(), "nothing more");
+    });
+    let identity = identity(&session(""));
+    let forbidden = context.writer.apply(&identity, resize()).await.unwrap();
+    assert_eq!(forbidden, Applied::Refused("exceeded quota: burrow".into()));
+    let impossible = context.writer.apply(&identity, resize()).await.unwrap();
+    assert_eq!(
+        impossible,
+        Applied::Replaced("cannot be changed in place".into())
+    );
     drop(context);
     talk.await.unwrap();
 }

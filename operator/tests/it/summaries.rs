@@ -197,3 +197,45 @@ async fn a_sidecar_that_refuses_is_asked_again_and_the_end_is_prompt() {
     stop.cancel();
     within("the end", summaries.ended()).await;
 }
+
+#[tokio::test]
+async fn a_pod_that_got_another_address_is_listened_to_there() {
+    let session = session("");
+    let identity = identity(&session);
+    let pod = running_pod(&valid(&session), true);
+    let (store, _writer) = pods(Some(&pod));
+    let (old, _old_said) = sidecar().await;
+    let (new, new_said) = sidecar().await;
+    let (wake, mut woken) = mpsc::unbounded_channel();
+    let stop = CancellationToken::new();
+    let signing = Arc::new(Signing::from_seed(&SEED));
+    let summaries = Summaries::new(http(), signing, wake, stop.clone());
+    summaries.follow(&identity, "pod-uid-1", old, true, &store);
+    within("the first summary", woken.recv()).await.unwrap();
+
+    // Its sandbox was made anew: the same pod, another address.
+    summaries.follow(&identity, "pod-uid-1", new, true, &store);
+    within("the first summary from there", woken.recv())
+        .await
+        .unwrap();
+    let mut busy = idle();
+    busy.running_turns = 3;
+    let known = async {
+        loop {
+            // Until the new connection listens; the old one has no part in it.
+            let _ = new_said.send(Some(busy.clone()));
+            let seen = summaries.get(&identity.uid, "pod-uid-1");
+            if seen.is_some_and(|seen| seen.summary.running_turns == 3) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    within("what the new one says", known).await;
+    stop.cancel();
+    within("the end", summaries.ended()).await;
+    assert!(
+        summaries.get(&identity.uid, "pod-uid-1").is_none(),
+        "each forgets its own"
+    );
+}

@@ -4,17 +4,22 @@ pub(crate) mod reader;
 pub(crate) mod record;
 mod recover;
 pub(crate) mod session;
+#[cfg(test)]
+mod tests;
 
 use contract::{
     Event, EventBody, SessionId, Usage,
     event::{ErrorEvent, MAIN_AGENT, Status, StatusKind, TurnError},
 };
-use journal::{Health, Journal};
+use journal::{
+    Health, Journal, Log,
+    fs::{Fs, RealFs},
+};
 use record::{Created, Note, Record, TurnNote};
 pub(crate) use recover::Unfinished;
 use session::{JournalError, Running, Session, State, now};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -29,11 +34,49 @@ const BEGIN_BOUND: Duration = Duration::from_secs(20);
 
 /// All sessions.
 pub(crate) struct Store {
-    journal: Journal<Record>,
-    sessions: Mutex<BTreeMap<SessionId, Arc<Session>>>,
+    journal: Arc<Journal<Record>>,
+    sessions: Arc<Mutex<Sessions>>,
     /// Cancelled when the journal failed for good: no wait for a sync can end any more.
     failed: CancellationToken,
     health: watch::Receiver<Health>,
+}
+
+#[derive(Default)]
+struct Sessions {
+    known: BTreeMap<SessionId, Arc<Session>>,
+    /// Whose journals are being made: they count as running turns.
+    making: BTreeSet<SessionId>,
+    /// Journals without a first note, of sessions that nobody was told of. Their ids are free.
+    unborn: HashMap<SessionId, Arc<Log<Record>>>,
+}
+
+impl Sessions {
+    /// Turns under way.
+    fn running(&self) -> u32 {
+        let running = self
+            .known
+            .values()
+            .filter(|session| session.state().running.is_some())
+            .count();
+        u32::try_from(running + self.making.len()).unwrap_or(u32::MAX)
+    }
+}
+
+/// Keeps an id and a turn's place while the journal of a session is made, which waits for the disk.
+struct Place<'a> {
+    sessions: &'a Mutex<Sessions>,
+    id: &'a SessionId,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        locked(self.sessions).making.remove(self.id);
+    }
+}
+
+fn locked(sessions: &Mutex<Sessions>) -> MutexGuard<'_, Sessions> {
+    // A panic while holding it leaves plain data: still the best that is known.
+    sessions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a session or turn was not begun.
@@ -73,7 +116,12 @@ impl Store {
     /// Opens the journal and rebuilds every session from it; also returns the turns that were under
     /// way when the last process ended.
     pub(crate) fn open(dir: &Path) -> Result<(Self, Vec<Unfinished>), StoreError> {
-        let journal = Journal::open(dir, journal::Options::default()).map_err(StoreError::Open)?;
+        Self::open_on(Arc::new(RealFs), dir)
+    }
+
+    fn open_on(fs: Arc<dyn Fs>, dir: &Path) -> Result<(Self, Vec<Unfinished>), StoreError> {
+        let options = journal::Options::default();
+        let journal = Journal::open_on(fs, dir, options).map_err(StoreError::Open)?;
         for repair in journal.repairs() {
             tracing::error!(
                 ?repair,
@@ -90,7 +138,7 @@ impl Store {
             }
             health_tx.send_replace(health);
         }));
-        let mut sessions = BTreeMap::new();
+        let mut sessions = Sessions::default();
         let mut unfinished = Vec::new();
         for log in journal.logs() {
             let name = log.name().to_owned();
@@ -99,10 +147,15 @@ impl Store {
                 source,
             })?;
             let Some(recovered) = recovered else {
-                tracing::warn!(
-                    session_id = name,
-                    "a journal without its first note is left alone"
-                );
+                match SessionId::new(name.clone()) {
+                    Ok(id) => {
+                        tracing::info!(session_id = name, "a session that was never begun");
+                        sessions.unborn.insert(id, log);
+                    }
+                    Err(error) => {
+                        tracing::warn!(name, %error, "a journal that is not of a session is left alone");
+                    }
+                }
                 continue;
             };
             let session = Session::new(recovered.created, log, recovered.state);
@@ -112,12 +165,12 @@ impl Store {
                     turn,
                 });
             }
-            sessions.insert(session.id().clone(), session);
+            sessions.known.insert(session.id().clone(), session);
         }
         Ok((
             Self {
-                journal,
-                sessions: Mutex::new(sessions),
+                journal: Arc::new(journal),
+                sessions: Arc::new(Mutex::new(sessions)),
                 failed,
                 health,
             },
@@ -125,30 +178,30 @@ impl Store {
         ))
     }
 
-    fn sessions(&self) -> MutexGuard<'_, BTreeMap<SessionId, Arc<Session>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    fn sessions(&self) -> MutexGuard<'_, Sessions> {
+        locked(&self.sessions)
     }
 
     pub(crate) fn get(&self, id: &SessionId) -> Option<Arc<Session>> {
-        self.sessions().get(id).cloned()
+        self.sessions().known.get(id).cloned()
     }
 
     /// All sessions, oldest first.
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
-        let mut all: Vec<_> = self.sessions().values().cloned().collect();
+        let mut all: Vec<_> = self.sessions().known.values().cloned().collect();
         all.sort_by_key(|session| session.created.at);
         all
     }
 
     /// Turns under way.
     pub(crate) fn running(&self) -> u32 {
-        count(self.sessions().values())
+        self.sessions().running()
     }
 
     /// What all sessions used.
     pub(crate) fn usage(&self) -> Usage {
         let mut sum = Usage::default();
-        for session in self.sessions().values() {
+        for session in self.sessions().known.values() {
             sum += session.state().usage;
         }
         sum
@@ -162,6 +215,12 @@ impl Store {
     /// Returns when the journal failed for good.
     pub(crate) async fn failed(&self) {
         self.failed.cancelled().await;
+    }
+
+    /// As if the journal had failed.
+    #[cfg(test)]
+    pub(crate) fn fail(&self) {
+        self.failed.cancel();
     }
 
     /// Waits until a turn that begins is durable; one that cannot be is taken back.
@@ -180,6 +239,49 @@ impl Store {
         Err(BeginError::Journal(JournalError))
     }
 
+    fn reserve<'a>(&'a self, id: &'a SessionId, limit: u32) -> Result<Place<'a>, BeginError> {
+        let mut sessions = self.sessions();
+        if sessions.known.contains_key(id) || sessions.making.contains(id) {
+            return Err(BeginError::Exists);
+        }
+        if sessions.running() >= limit {
+            return Err(BeginError::TooMany);
+        }
+        sessions.making.insert(id.clone());
+        Ok(Place {
+            sessions: &self.sessions,
+            id,
+        })
+    }
+
+    /// Makes the journal of a session, unless one was left over. It waits for the disk and so does not
+    /// run on the event loop, nor while others wait for the list of sessions. Cancel safe: what is
+    /// made after all is kept for the next who asks for the id.
+    async fn make_log(&self, id: &SessionId) -> Result<(), BeginError> {
+        if self.sessions().unborn.contains_key(id) {
+            return Ok(());
+        }
+        let (journal, sessions) = (Arc::clone(&self.journal), Arc::clone(&self.sessions));
+        let name = id.clone();
+        let made = tokio::task::spawn_blocking(move || {
+            let log = journal.create(name.as_str())?;
+            locked(&sessions).unborn.insert(name, log);
+            Ok(())
+        });
+        match made.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(journal::CreateError::Exists)) => Err(BeginError::Exists),
+            Ok(Err(error)) => {
+                tracing::error!(session_id = %id, %error, "no journal for a new session");
+                Err(BeginError::Journal(JournalError))
+            }
+            Err(error) => {
+                tracing::error!(session_id = %id, %error, "making a journal panicked");
+                Err(BeginError::Journal(JournalError))
+            }
+        }
+    }
+
     /// Records a new session and its first turn. Durable when it returns.
     pub(crate) async fn create(
         &self,
@@ -187,35 +289,28 @@ impl Store {
         request_key: Option<secrecy::SecretString>,
         turn: NewTurn,
     ) -> Result<(Arc<Session>, Running), BeginError> {
-        let (session, running, ticket) = {
+        let id = created.session_id.clone();
+        let place = self.reserve(&id, turn.limit)?;
+        self.make_log(&id).await?;
+        let (session, begun) = {
             let mut sessions = self.sessions();
-            if sessions.contains_key(&created.session_id) {
+            let Some(log) = sessions.unborn.get(&id).cloned() else {
                 return Err(BeginError::Exists);
-            }
-            if count(sessions.values()) >= turn.limit {
-                return Err(BeginError::TooMany);
-            }
-            let log = self.journal.create(created.session_id.as_str()).map_err(|error| {
-                tracing::error!(session_id = %created.session_id, %error, "no journal for a new session");
-                match error {
-                    journal::CreateError::Exists => BeginError::Exists,
-                    _ => BeginError::Journal(JournalError),
-                }
-            })?;
-            let session = Session::new(
-                created.clone(),
-                log,
-                State {
-                    request_key,
-                    ..State::default()
-                },
-            );
+            };
+            let state = State {
+                request_key,
+                ..State::default()
+            };
+            let session = Session::new(created.clone(), log, state);
             session.note(Note::Created(created))?;
-            let (running, ticket) = begin(&session, &turn)?;
-            // Not before: a session whose beginning was refused is none.
-            sessions.insert(session.id().clone(), Arc::clone(&session));
-            (session, running, ticket)
+            let begun = begin(&session, &turn);
+            // From its first note on it exists, also if its first turn was refused.
+            sessions.unborn.remove(&id);
+            sessions.known.insert(id.clone(), Arc::clone(&session));
+            (session, begun)
         };
+        drop(place);
+        let (running, ticket) = begun?;
         self.begun(&session, &running, ticket).await?;
         Ok((session, running))
     }
@@ -231,7 +326,7 @@ impl Store {
             if session.state().running.is_some() {
                 return Err(BeginError::TurnRunning);
             }
-            if count(sessions.values()) >= turn.limit {
+            if sessions.running() >= turn.limit {
                 return Err(BeginError::TooMany);
             }
             begin(session, &turn)?
@@ -244,13 +339,6 @@ impl Store {
     pub(crate) async fn durable(&self, session: &Session, ticket: u64) -> Result<(), JournalError> {
         session.durable(ticket, &self.failed).await
     }
-}
-
-fn count<'a>(sessions: impl Iterator<Item = &'a Arc<Session>>) -> u32 {
-    let running = sessions
-        .filter(|session| session.state().running.is_some())
-        .count();
-    u32::try_from(running).unwrap_or(u32::MAX)
 }
 
 fn begin(session: &Arc<Session>, turn: &NewTurn) -> Result<(Running, u64), JournalError> {

@@ -253,6 +253,10 @@ fn launch(name: &str) -> Launch {
 }
 
 fn world(socket: &Path, port: u16) -> World {
+    world_with(socket, port, timings())
+}
+
+fn world_with(socket: &Path, port: u16, timings: Timings) -> World {
     let (sender, receiver) = watch::channel(launch("one"));
     let options = AgentOptions {
         socket: socket.to_owned(),
@@ -260,7 +264,7 @@ fn world(socket: &Path, port: u16) -> World {
         password: "pw".into(),
         launch: receiver,
         workspace: "/w".into(),
-        timings: timings(),
+        timings,
         bounds: bounds(),
     };
     let options = AgentOptions {
@@ -617,6 +621,38 @@ async fn a_new_launch_waits_until_nobody_listens() {
         .await;
     let used = runner.shared.launch.lock().unwrap().clone();
     assert_eq!(used, Some(launch("two")));
+}
+
+#[tokio::test]
+async fn a_renewal_that_news_and_a_turn_come_between_takes_its_word_back() {
+    let (_dir, path) = socket();
+    let runner = RunnerDouble::start(&path, "r1");
+    let oc = Arc::new(Oc::default());
+    let server = oc.serve(None).await;
+    let mut world = world_with(
+        &path,
+        server.port,
+        Timings {
+            // Long enough for a turn to begin in it on a slow machine.
+            renew_pause: Duration::from_secs(2),
+            ..timings()
+        },
+    );
+    world.ready().await;
+    world.launch.send_replace(launch("two"));
+    let about = |s: &AgentState| s.message.as_deref().is_some_and(|m| m.contains("anew"));
+    world
+        .when("about to be renewed", |s| !s.ready && about(s))
+        .await;
+    let turn = world.agent.router().subscribe("ses_1");
+    // News that change nothing.
+    runner.state.send_modify(|_| {});
+    let state = world.ready().await;
+    assert_eq!(state.generation, 1, "the turn keeps its process");
+    drop(turn);
+    world
+        .when("renewed", |s| s.ready && s.generation == 2)
+        .await;
 }
 
 #[tokio::test]
