@@ -132,7 +132,7 @@ impl<E: Entry> Committer<E> {
         for (id, log) in work {
             let pending = &mut *lock(&log.pending);
             log.take(pending);
-            while let Err(fault) = self.write(pending) {
+            while let Err(fault) = self.write(log, pending) {
                 if let Fault::Broken(_) = fault {
                     return Err(fault);
                 }
@@ -156,7 +156,7 @@ impl<E: Entry> Committer<E> {
     }
 
     /// Writes what is pending of one log, a chunk at a time.
-    fn write(&mut self, pending: &mut Pending<E>) -> Result<(), Fault> {
+    fn write(&mut self, log: &Log<E>, pending: &mut Pending<E>) -> Result<(), Fault> {
         let limit = self.shared.options.segment_bytes;
         while pending.written < pending.entries.len() {
             let seed = pending.writer.prepare(limit)?.seed();
@@ -165,22 +165,18 @@ impl<E: Entry> Committer<E> {
             self.chunk.clear();
             self.offsets.clear();
             let mut written = pending.written;
-            for entry in &pending.entries[written..] {
-                let offset = base + self.chunk.len() as u32;
-                let kind = if entry.is_event() {
-                    self.offsets.push(offset);
-                    EVENT
-                } else {
-                    NOTE
+            for queued in &pending.entries[written..] {
+                let put = |entry: &E, chunk: &mut _, offsets: &mut _| {
+                    frame_of(entry, chunk, offsets, seed, base, flag)
                 };
-                let kind = kind | std::mem::take(&mut flag);
-                let len =
-                    frame::encode(&mut self.chunk, seed, offset, kind, |out| entry.encode(out));
-                if len > MAX_PAYLOAD {
-                    return Err(Fault::Broken(format!(
-                        "an entry of {} bytes became a payload of {len}, above {MAX_PAYLOAD}",
-                        entry.size()
-                    )));
+                let (chunk, offsets) = (&mut self.chunk, &mut self.offsets);
+                let done = put(&queued.entry, chunk, offsets).or_else(|len| {
+                    let other = queued.entry.stand_in(len).ok_or(len)?;
+                    put(&other, chunk, offsets)
+                });
+                match done {
+                    Ok(()) => flag = 0,
+                    Err(_) => log.refuse(queued.tickets()),
                 }
                 written += 1;
                 let end = u64::from(base) + self.chunk.len() as u64;
@@ -188,7 +184,9 @@ impl<E: Entry> Committer<E> {
                     break;
                 }
             }
-            pending.writer.put(&self.chunk, &self.offsets)?;
+            if !self.chunk.is_empty() {
+                pending.writer.put(&self.chunk, &self.offsets)?;
+            }
             pending.written = written;
             if self.chunk.capacity() > 4 * CHUNK {
                 self.chunk = Vec::new();
@@ -240,4 +238,27 @@ impl<E: Entry> Committer<E> {
             Health::Ok | Health::Full => Ok(()),
         }
     }
+}
+
+/// Appends the frame of an entry; if its payload is too large nothing, and returns its length.
+fn frame_of<E: Entry>(
+    entry: &E,
+    chunk: &mut Vec<u8>,
+    offsets: &mut Vec<u32>,
+    seed: u32,
+    base: u32,
+    flag: u8,
+) -> Result<(), usize> {
+    let begin = chunk.len();
+    let offset = base + begin as u32;
+    let kind = if entry.is_event() { EVENT } else { NOTE };
+    let len = frame::encode(chunk, seed, offset, kind | flag, |out| entry.encode(out));
+    if len > MAX_PAYLOAD {
+        chunk.truncate(begin);
+        return Err(len);
+    }
+    if entry.is_event() {
+        offsets.push(offset);
+    }
+    Ok(())
 }

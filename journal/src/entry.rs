@@ -15,7 +15,17 @@ pub trait Entry: Sized + Send + 'static {
     fn size(&self) -> usize;
 
     /// Appends the payload to `out`, at most [`MAX_PAYLOAD`](crate::MAX_PAYLOAD) bytes of it
-    /// (an entry of [`MAX_ENTRY`](crate::MAX_ENTRY) may grow eightfold); more stops the journal.
-    /// Called by the committer, again if a write has to be repeated.
+    /// (an entry of [`MAX_ENTRY`](crate::MAX_ENTRY) may grow eightfold); see
+    /// [`stand_in`](Self::stand_in) for more. Called by the committer, again if a write has to be
+    /// repeated.
     fn encode(&self, out: &mut Vec<u8>);
+
+    /// What is written in the place of an entry whose payload came out with `len` bytes, above
+    /// [`MAX_PAYLOAD`](crate::MAX_PAYLOAD). Without one, or if that is too large as well, nothing
+    /// is written and [`Log::refused`](crate::Log::refused) says so. Entries around it are not
+    /// affected.
+    fn stand_in(&self, len: usize) -> Option<Self> {
+        let _ = len;
+        None
+    }
 }

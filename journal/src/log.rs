@@ -1,11 +1,14 @@
 //! One log: what its writers and readers hold.
 
+use std::collections::VecDeque;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 
 use crate::batch::Batch;
 use crate::entry::Entry;
 use crate::error::{AppendError, ReadError, TrimError};
+use crate::frame::{FRAME, HEADER};
 use crate::scan::{Frames, Step};
 use crate::segment::Segment;
 use crate::shared::{FAILED, FULL, Shared};
@@ -16,6 +19,8 @@ use crate::writer::{Segments, Writer};
 pub const MAX_ENTRY: usize = 8 << 20;
 /// Entries are not merged beyond this, so that one stays easy to send.
 const MAX_MERGED: usize = 1 << 20;
+/// Refusals that are remembered.
+const MAX_REFUSED: usize = 1024;
 
 /// Where a log stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +29,8 @@ pub struct Position {
     pub first: u64,
     /// Number of the last durable event; `first - 1` if there is none, so 0 in a new log.
     pub last: u64,
-    /// All appends with a ticket up to this are durable. Tickets begin anew with each open.
+    /// All appends with a ticket up to this are durable, but for those that [`Log::refused`]
+    /// names. Tickets begin anew with each open.
     pub ticket: u64,
 }
 
@@ -35,6 +41,17 @@ pub struct Frame<'a> {
     pub event: Option<u64>,
     /// What [`Entry::encode`] wrote.
     pub payload: &'a [u8],
+}
+
+/// Where a [`Log::scan_on`] goes on; valid as long as the log is open. The default is the
+/// beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Sequence of the segment; 0: none yet.
+    segment: u32,
+    offset: u64,
+    /// Of the next event.
+    number: u64,
 }
 
 type Observer = Arc<dyn Fn(Position) + Send + Sync>;
@@ -51,12 +68,27 @@ pub struct Log<E> {
     observer: Mutex<Option<Observer>>,
     segments: Arc<Segments>,
     trimming: Mutex<()>,
+    /// Tickets of entries that came out too large, the latest ones.
+    refused: Mutex<VecDeque<RangeInclusive<u64>>>,
     pub(crate) pending: Mutex<Pending<E>>,
+}
+
+/// An entry and the tickets of the appends that it is made of.
+pub(crate) struct Queued<E> {
+    pub(crate) entry: E,
+    first: u64,
+    last: u64,
+}
+
+impl<E> Queued<E> {
+    pub(crate) fn tickets(&self) -> RangeInclusive<u64> {
+        self.first..=self.last
+    }
 }
 
 /// Filled by writers.
 struct Queue<E> {
-    entries: Vec<E>,
+    entries: Vec<Queued<E>>,
     /// Size of `entries`.
     bytes: usize,
     /// Size of what the committer has taken and not yet made durable.
@@ -71,7 +103,7 @@ struct Queue<E> {
 /// Taken by the committer, with the writing end.
 pub(crate) struct Pending<E> {
     pub(crate) writer: Writer,
-    pub(crate) entries: Vec<E>,
+    pub(crate) entries: Vec<Queued<E>>,
     /// How many of `entries` are written.
     pub(crate) written: usize,
     /// Of the last of `entries`.
@@ -108,6 +140,7 @@ impl<E: Entry> Log<E> {
             observer: Mutex::new(None),
             segments,
             trimming: Mutex::new(()),
+            refused: Mutex::default(),
             pending: Mutex::new(Pending {
                 writer,
                 entries: Vec::new(),
@@ -165,14 +198,16 @@ impl<E: Entry> Log<E> {
         if held > 0 && held.saturating_add(size) > options.queue_bytes.saturating_add(extra) {
             return Err(AppendError::Backlogged);
         }
+        let ticket = queue.ticket + 1;
         let merged = match queue.entries.last_mut() {
             Some(tail) => {
-                let before = tail.size();
+                let before = tail.entry.size();
                 if before.saturating_add(size) > MAX_MERGED {
                     Err(entry)
                 } else {
-                    tail.merge(entry).map(|()| {
-                        queue.bytes = queue.bytes.saturating_sub(before) + tail.size();
+                    tail.entry.merge(entry).map(|()| {
+                        tail.last = ticket;
+                        queue.bytes = queue.bytes.saturating_sub(before) + tail.entry.size();
                     })
                 }
             }
@@ -181,16 +216,39 @@ impl<E: Entry> Log<E> {
         if let Err(back) = merged {
             entry = back;
             queue.bytes += size;
-            queue.entries.push(entry);
+            queue.entries.push(Queued {
+                entry,
+                first: ticket,
+                last: ticket,
+            });
         }
-        queue.ticket += 1;
-        let ticket = queue.ticket;
+        queue.ticket = ticket;
         let wake = !std::mem::replace(&mut queue.dirty, true);
         drop(guard);
         if wake {
             self.shared.wake(self.id);
         }
         Ok(ticket)
+    }
+
+    /// Whether the append with this ticket was accepted and could not be written, because its
+    /// payload came out above [`MAX_PAYLOAD`](crate::MAX_PAYLOAD). Known once
+    /// [`Position::ticket`] has reached it; the last 1,024 such entries are remembered.
+    pub fn refused(&self, ticket: u64) -> bool {
+        lock(&self.refused)
+            .iter()
+            .any(|range| range.contains(&ticket))
+    }
+
+    /// Remembers a refusal; once, though a write may be repeated.
+    pub(crate) fn refuse(&self, tickets: RangeInclusive<u64>) {
+        let mut refused = lock(&self.refused);
+        if !refused.contains(&tickets) {
+            if refused.len() == MAX_REFUSED {
+                refused.pop_front();
+            }
+            refused.push_back(tickets);
+        }
     }
 
     /// Bytes of entries that are accepted and not yet durable.
@@ -275,23 +333,46 @@ impl<E: Entry> Log<E> {
 
     /// Shows all durable frames in order. Blocks on the disk.
     pub fn scan(&self, f: &mut dyn FnMut(Frame<'_>)) -> Result<(), ReadError> {
+        self.scan_on(&mut Mark::default(), f)
+    }
+
+    /// As [`scan`](Self::scan), from where a mark stands, which moves to behind the last frame
+    /// shown. After an error the mark stands behind what was shown.
+    pub fn scan_on(&self, mark: &mut Mark, f: &mut dyn FnMut(Frame<'_>)) -> Result<(), ReadError> {
         let last = self.position().last;
         let list = read(&self.segments).clone();
-        for segment in list {
+        let begin = list.partition_point(|s| s.header.seq < mark.segment);
+        for segment in &list[begin..] {
+            if segment.header.seq != mark.segment {
+                if mark.segment > 0 && segment.header.first > mark.number {
+                    return Err(ReadError::Trimmed {
+                        first: segment.header.first,
+                    });
+                }
+                *mark = Mark {
+                    segment: segment.header.seq,
+                    offset: HEADER as u64,
+                    number: segment.header.first,
+                };
+            }
             let opened = segment
                 .open(&*self.shared.fs, &self.shared.pool)
                 .map_err(|e| self.trimmed(segment.header.first, e))?;
             let end = u64::from(segment.end());
-            let mut frames = Frames::new(&*opened.file, segment.seed(), end);
-            let mut number = segment.header.first;
+            let mut frames = Frames::from(&*opened.file, segment.seed(), mark.offset, end);
             loop {
                 match frames.next().map_err(|e| segment.io(e))? {
-                    Step::Frame { head, payload, .. } => {
-                        let event = head.is_event().then_some(number);
+                    Step::Frame {
+                        offset,
+                        head,
+                        payload,
+                    } => {
+                        let event = head.is_event().then_some(mark.number);
                         if event > Some(last) {
                             return Ok(());
                         }
-                        number += u64::from(head.is_event());
+                        mark.number += u64::from(head.is_event());
+                        mark.offset = u64::from(offset) + (FRAME + payload.len()) as u64;
                         f(Frame { event, payload });
                     }
                     Step::End => break,

@@ -387,7 +387,7 @@ fn rewrite(file: &dyn FsFile, from: u64, to: u64) -> io::Result<()> {
 
 /// Whether a segment continues the one before it. The first one may follow any: the rest was
 /// trimmed.
-fn follows(before: Option<Header>, next: u64, header: &Header) -> bool {
+pub(crate) fn follows(before: Option<Header>, next: u64, header: &Header) -> bool {
     let Some(before) = before else { return true };
     // Only a salvage skips a sequence, and only it has another epoch.
     let salvaged = header.seq - header.follows > 1;

@@ -39,11 +39,15 @@ pub(crate) enum Step<'a> {
 impl<'a> Frames<'a> {
     /// `limit` is at most the size of the file.
     pub(crate) fn new(file: &'a dyn FsFile, seed: u32, limit: u64) -> Self {
-        let at = HEADER as u64;
+        Self::from(file, seed, HEADER as u64, limit)
+    }
+
+    /// As [`new`](Self::new), from a frame's offset on.
+    pub(crate) fn from(file: &'a dyn FsFile, seed: u32, at: u64, limit: u64) -> Self {
         Self {
             file,
             seed,
-            limit,
+            limit: limit.max(at),
             at,
             window: Vec::new(),
             base: at,

@@ -117,7 +117,7 @@ fn append(log: Arc<Log<Run>>) {
 
 #[test]
 fn survives_kills() {
-    let kills = std::env::var("JOURNAL_KILLS").map_or(20, |v| v.parse().expect("a number"));
+    let kills = std::env::var("JOURNAL_KILLS").map_or(200, |v| v.parse().expect("a number"));
     let mut dir = tempfile::tempdir().unwrap();
     let mut epochs = None;
     let mut total = 0;

@@ -9,6 +9,7 @@ mod api;
 mod app;
 mod auth;
 pub(crate) mod config;
+mod inspect;
 pub(crate) mod keys;
 mod metrics;
 pub(crate) mod proxy;
@@ -21,6 +22,7 @@ mod summary;
 mod turn;
 
 pub use api::openapi_json;
+pub use inspect::journal_command;
 pub use run::{RunError, run};
 pub use settings::Settings;
 

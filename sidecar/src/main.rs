@@ -1,14 +1,15 @@
 //! The sidecar of an OpenCodeSession's pod. All it does is in the library.
 
 use clap::Parser;
-use sidecar::{Settings, event_schema_json, openapi_json, run};
+use sidecar::{Settings, event_schema_json, journal_command, openapi_json, run};
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
-    // Generated documents, for `make generate`.
+    // Generated documents, for `make generate`, and the journal for people.
     match std::env::args().nth(1).as_deref() {
         Some("openapi") => return print(&openapi_json()),
         Some("event-schema") => return print(&event_schema_json()),
+        Some("journal") => return journal_command(std::env::args_os().skip(1)),
         _ => {}
     }
     let settings = Settings::parse();

@@ -171,3 +171,49 @@ fn entries_that_wait_merge_and_the_queue_is_bounded() {
     let large = Item::event(&vec![0; crate::MAX_ENTRY]);
     log.append(large).unwrap();
 }
+
+#[test]
+fn a_scan_goes_on_where_the_last_one_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options {
+        segment_bytes: 200,
+        ..Options::default()
+    };
+    let fs = std::sync::Arc::new(crate::fs::RealFs);
+    let (journal, mut committer) = Journal::open_parts(fs, dir.path(), options).unwrap();
+    let log = journal.create("s").unwrap();
+    let (mut mark, mut seen, mut all) = (crate::Mark::default(), Vec::new(), Vec::new());
+    for i in 0..60u8 {
+        if i % 3 > 0 {
+            log.append(Item::event(&[i; 20])).unwrap();
+        } else {
+            log.append(Item::note(&[i])).unwrap();
+        }
+        if i % 7 == 0 {
+            committer.step();
+            committer.idle();
+        }
+        if i % 5 == 0 {
+            log.scan_on(&mut mark, &mut |f| seen.push((f.event, f.payload.to_vec())))
+                .unwrap();
+        }
+        if i == 30 {
+            // What was seen may go; the mark is still good.
+            log.trim(10).unwrap();
+        }
+    }
+    committer.step();
+    log.scan_on(&mut mark, &mut |f| seen.push((f.event, f.payload.to_vec())))
+        .unwrap();
+    log.scan(&mut |f| all.push((f.event, f.payload.to_vec())))
+        .unwrap();
+    assert_eq!(seen.len(), 60);
+    assert!(all.len() < 60);
+    assert_eq!(seen[60 - all.len()..], all);
+    // A mark in what was trimmed away says so.
+    let mut old = crate::Mark::default();
+    let count = std::cell::Cell::new(0);
+    log.scan_on(&mut old, &mut |_| count.set(count.get() + 1))
+        .unwrap();
+    assert_eq!(count.get(), all.len());
+}

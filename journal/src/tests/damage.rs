@@ -10,14 +10,14 @@ use crate::committer::Committer;
 use crate::fs::Fs;
 use crate::{Journal, OpenError, Options, ReadError};
 
-type Events = Vec<(u64, Vec<u8>)>;
+pub(super) type Events = Vec<(u64, Vec<u8>)>;
 
-struct Disk {
-    fs: MemFs,
+pub(super) struct Disk {
+    pub(super) fs: MemFs,
     epoch: u64,
     /// What readers have seen.
-    events: Events,
-    segments: Vec<PathBuf>,
+    pub(super) events: Events,
+    pub(super) segments: Vec<PathBuf>,
 }
 
 fn options(segment_bytes: u64) -> Options {
@@ -28,7 +28,7 @@ fn options(segment_bytes: u64) -> Options {
     }
 }
 
-fn open(fs: &MemFs, segment_bytes: u64) -> (Journal<Item>, Committer<Item>) {
+pub(super) fn open(fs: &MemFs, segment_bytes: u64) -> (Journal<Item>, Committer<Item>) {
     Journal::open_parts(
         Arc::new(fs.clone()),
         Path::new("/j"),
@@ -38,7 +38,7 @@ fn open(fs: &MemFs, segment_bytes: u64) -> (Journal<Item>, Committer<Item>) {
 }
 
 /// A log of batches of one to three entries; `tidy`: with the mark of an idle moment at its end.
-fn disk(segment_bytes: u64, tidy: bool) -> Disk {
+pub(super) fn disk(segment_bytes: u64, tidy: bool) -> Disk {
     let fs = MemFs::new(5);
     let (journal, mut committer) = open(&fs, segment_bytes);
     let log = journal.create("a").unwrap();
@@ -76,7 +76,7 @@ fn events(log: &crate::Log<Item>) -> Events {
     batch.iter().map(|(n, p)| (n, p.to_vec())).collect()
 }
 
-fn names(fs: &MemFs) -> BTreeMap<String, Vec<u8>> {
+pub(super) fn names(fs: &MemFs) -> BTreeMap<String, Vec<u8>> {
     let dir = Path::new("/j/a");
     let list = fs.list(dir).unwrap();
     list.into_iter()

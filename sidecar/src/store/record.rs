@@ -1,6 +1,11 @@
 //! What the journal of a session holds: events that readers see and notes that only we read.
 
-use contract::{Event, EventBody, SessionId, approval::Decision, session::ModelConfig};
+use contract::{
+    Event, EventBody, SessionId,
+    approval::Decision,
+    event::{ErrorEvent, TurnError},
+    session::ModelConfig,
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +132,27 @@ impl journal::Entry for Record {
             }
     }
 
+    /// Readers are told that something is missing, and a turn still has its end.
+    fn stand_in(&self, len: usize) -> Option<Self> {
+        let Self::Event(event) = self else {
+            return None;
+        };
+        let error = ErrorEvent {
+            error: format!(
+                "an event of type {} came out with {len} bytes, too large to be recorded",
+                event.body.name()
+            ),
+            fatal: event.body.ends_turn(),
+            code: TurnError::AgentError,
+        };
+        Some(Self::Event(Event {
+            turn: event.turn,
+            ts: event.ts,
+            agent: event.agent.clone(),
+            body: EventBody::Error(error),
+        }))
+    }
+
     fn encode(&self, out: &mut Vec<u8>) {
         match self {
             Self::Event(event) => encode_event(event, out),
@@ -208,6 +234,22 @@ mod tests {
         first.encode(&mut bytes);
         let event: Event = serde_json::from_slice(event_json(&bytes).unwrap()).unwrap();
         assert!(matches!(event.body, EventBody::Output(o) if o.text == "abcd"));
+    }
+
+    #[test]
+    fn what_is_too_large_is_told_and_a_turn_still_ends() {
+        let Some(Record::Event(told)) = output("x", 0).stand_in(70_000_000) else {
+            panic!("nothing stands in");
+        };
+        assert!(!told.body.ends_turn() && told.turn == 1);
+        let complete = Record::Event(Event {
+            body: EventBody::Complete(contract::event::Complete::default()),
+            ..told
+        });
+        let Some(Record::Event(end)) = complete.stand_in(70_000_000) else {
+            panic!("nothing stands in");
+        };
+        assert!(end.body.ends_turn());
     }
 
     #[test]

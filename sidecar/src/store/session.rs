@@ -189,10 +189,15 @@ impl Session {
         let mut view = self.view.subscribe();
         tokio::select! {
             reached = view.wait_for(|view| view.position.ticket >= ticket) => {
-                reached.map(drop).map_err(|_| JournalError)
+                reached.map(drop).map_err(|_| JournalError)?;
             }
-            () = failed.cancelled() => Err(JournalError),
+            () = failed.cancelled() => return Err(JournalError),
         }
+        if self.log.refused(ticket) {
+            tracing::error!(session_id = %self.id(), "an entry came out too large for the journal");
+            return Err(JournalError);
+        }
+        Ok(())
     }
 
     /// A turn begins: readers know that more will come.
