@@ -1,5 +1,9 @@
 //! What every daemon does first: one TLS provider, JSON logs, one token that ends everything.
 
+#[cfg(any(test, feature = "lint"))]
+pub mod exposition;
+mod log;
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -22,10 +26,8 @@ pub fn init(service: &'static str) {
     let refused = parsed.is_err();
     let filter = parsed.unwrap_or_else(|_| EnvFilter::new("info"));
     let subscriber = tracing_subscriber::fmt()
-        .json()
-        .flatten_event(true)
-        .with_current_span(true)
-        .with_span_list(false)
+        .fmt_fields(tracing_subscriber::fmt::format::JsonFields::new())
+        .event_format(log::Flat)
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .finish();

@@ -146,7 +146,10 @@ impl<E: Entry> Committer<E> {
         }
         for (id, log) in work {
             let pending = &mut *lock(&log.pending);
-            pending.writer.sync()?;
+            let began = Instant::now();
+            if pending.writer.sync()? {
+                self.shared.synced(began.elapsed());
+            }
             log.publish(pending);
             if !self.unmarked.contains(id) {
                 self.unmarked.push(*id);

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::committer::Committer;
 use crate::entry::Entry;
@@ -171,6 +172,12 @@ impl<E: Entry> Journal<E> {
     /// Calls `f` whenever the health changes, on the thread that noticed. Replaces the former one.
     pub fn on_health(&self, f: Box<dyn Fn(Health) + Send + Sync>) {
         self.shared.observe(Arc::from(f));
+    }
+
+    /// Calls `f` with the duration of each sync of a log, on the committer's thread: it must be quick.
+    /// Replaces the former one.
+    pub fn on_sync(&self, f: Box<dyn Fn(Duration) + Send + Sync>) {
+        self.shared.observe_syncs(Arc::from(f));
     }
 
     /// Makes everything durable that was accepted, and ends the committer. Dropping does the same

@@ -39,6 +39,7 @@ pub(crate) const FULL: u8 = 1;
 pub(crate) const FAILED: u8 = 2;
 
 type Observer = Arc<dyn Fn(Health) + Send + Sync>;
+type SyncObserver = Arc<dyn Fn(Duration) + Send + Sync>;
 
 pub(crate) struct Shared {
     pub(crate) fs: Arc<dyn Fs>,
@@ -51,6 +52,7 @@ pub(crate) struct Shared {
     state: AtomicU8,
     reason: Mutex<String>,
     observer: Mutex<Option<Observer>>,
+    syncs: Mutex<Option<SyncObserver>>,
 }
 
 /// What the committer waits for.
@@ -75,6 +77,7 @@ impl Shared {
             state: AtomicU8::new(OK),
             reason: Mutex::default(),
             observer: Mutex::default(),
+            syncs: Mutex::default(),
         }
     }
 
@@ -92,6 +95,18 @@ impl Shared {
 
     pub(crate) fn observe(&self, observer: Observer) {
         *lock(&self.observer) = Some(observer);
+    }
+
+    pub(crate) fn observe_syncs(&self, observer: SyncObserver) {
+        *lock(&self.syncs) = Some(observer);
+    }
+
+    /// A sync took so long.
+    pub(crate) fn synced(&self, took: Duration) {
+        let observer = lock(&self.syncs).clone();
+        if let Some(observer) = observer {
+            observer(took);
+        }
     }
 
     /// Moves between `Ok` and `Full`; a failure stays.

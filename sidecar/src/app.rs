@@ -22,6 +22,7 @@ use contract::{
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument;
 
 /// The parts.
 pub(crate) struct App {
@@ -236,8 +237,10 @@ impl App {
             events,
         };
         self.changed();
-        self.turns
-            .spawn(Box::pin(turn::run(Arc::clone(self), turn)));
+        // Within the span of the request that brought it, where one did: its id stands in all lines.
+        let span = tracing::info_span!("turn", session_id = %turn.session.id(), turn = turn.number);
+        let run = turn::run(Arc::clone(self), turn).instrument(span);
+        self.turns.spawn(Box::pin(run));
     }
 
     /// Starts the session of the pod's own prompt, at most once ever: when the configuration has one,

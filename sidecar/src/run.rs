@@ -127,6 +127,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let bindings = Bindings::default();
     let (store, unfinished) = Store::open(&journal_dir)?;
     let metrics = Metrics::new();
+    store.on_sync(metrics.sync_observer());
     let (observer, mut observations) = tokio::sync::mpsc::channel(OBSERVATIONS);
     let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?
         .with_observer(Arc::new(observer));

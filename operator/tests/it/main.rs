@@ -9,6 +9,7 @@ mod decide;
 mod errors_doc;
 mod fake_api;
 mod fixtures;
+mod metrics;
 mod status;
 mod summaries;
 mod validate;

@@ -56,6 +56,7 @@ pub(super) async fn events(
     let page = reader.page(limit).await?;
     let mut events = Vec::with_capacity(page.len() + 1);
     if let Some(gap) = gap {
+        app.metrics.gap(&gap);
         let turn = session.state().turn;
         let gap = Event {
             turn,

@@ -13,15 +13,15 @@ mod stream;
 
 use crate::{app::App, auth};
 use axum::{
-    extract::{Request, State},
+    extract::{MatchedPath, Request, State},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use contract::{Cursor, ErrorCode, SessionId};
 use error::ApiError;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use std::sync::Arc;
-use tracing::Instrument;
+use http::{HeaderMap, HeaderValue, Method};
+use std::{sync::Arc, time::Instant};
+use tracing::{Instrument, field};
 use utoipa::OpenApi;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -67,7 +67,7 @@ pub(crate) fn router(app: Arc<App>) -> axum::Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn(to_its_end))
         .layer(from_fn_with_state(Arc::clone(&app), authenticate))
-        .layer(from_fn(request_id))
+        .layer(from_fn_with_state(Arc::clone(&app), request_id))
         .with_state(app)
 }
 
@@ -130,9 +130,9 @@ async fn to_its_end(request: Request, next: Next) -> Response {
     })
 }
 
-/// Takes the caller's request id if it is a short plain one, else makes one; logs every answer that
-/// is an error.
-async fn request_id(request: Request, next: Next) -> Response {
+/// Takes the caller's request id if it is a short plain one, else makes one. Every log line of the
+/// request has it; so has the line that says how it was answered.
+async fn request_id(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let given = request
         .headers()
         .get(REQUEST_ID)
@@ -141,20 +141,41 @@ async fn request_id(request: Request, next: Next) -> Response {
         .map(str::to_owned);
     let id = given.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
     let method = request.method().clone();
-    let path = request.uri().path().to_owned();
-    let span = tracing::info_span!("request", request_id = id);
-    let mut response = { next.run(request).instrument(span).await };
+    let open = OPEN.contains(&request.uri().path());
+    // The pattern of the path, not what callers put into it: that may be anything.
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or("-", MatchedPath::as_str)
+        .to_owned();
+    let span = tracing::info_span!("request", request_id = id, session_id = field::Empty);
+    let began = Instant::now();
+    let mut response = { next.run(request).instrument(span.clone()).await };
     let status = response.status();
-    if status.is_server_error() || status == StatusCode::UNAUTHORIZED {
-        let open = OPEN.contains(&path.as_str());
-        if !open {
-            tracing::warn!(request_id = id, %method, path, status = status.as_u16(), "request failed");
+    app.metrics.answered(&method, status);
+    span.in_scope(|| {
+        let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let status = status.as_u16();
+        match status {
+            _ if open => {}
+            401 | 500.. => {
+                tracing::warn!(%method, route, status, ms, "request failed");
+            }
+            _ if method == Method::GET => {
+                tracing::debug!(%method, route, status, ms, "request");
+            }
+            _ => tracing::info!(%method, route, status, ms, "request"),
         }
-    }
+    });
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// From here on the request's log lines name the session.
+fn name_session(id: &SessionId) {
+    tracing::Span::current().record("session_id", id.as_str());
 }
 
 /// The session of a path.
@@ -165,6 +186,7 @@ fn session(app: &App, id: &str) -> Result<Arc<crate::store::session::Session>, A
             error.to_string(),
         )])
     })?;
+    name_session(&parsed);
     app.store
         .get(&parsed)
         .ok_or_else(|| ApiError::session_not_found(id))

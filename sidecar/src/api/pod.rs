@@ -66,6 +66,12 @@ async fn next(receiver: &mut watch::Receiver<Summary>, ticks: &mut Interval) -> 
 /// Metrics in Prometheus' text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, content_type = "text/plain", body = String), (status = 401, body = ErrorBody)))]
 pub(super) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, ApiError> {
+    let looked = {
+        let app = Arc::clone(&app);
+        // Counts the journal's files.
+        tokio::task::spawn_blocking(move || app.metrics.look(&app)).await
+    };
+    looked.map_err(|error| ApiError::internal(&error))?;
     let text = app
         .metrics
         .text()

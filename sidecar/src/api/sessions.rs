@@ -29,6 +29,7 @@ pub(super) async fn create(
 ) -> Result<(StatusCode, Json<Session>), ApiError> {
     let (object, bytes) = body::read(&headers, body).await?;
     let create = body::create_session(object)?;
+    super::name_session(&create.session_id);
     let idempotency = idempotency(&headers, &bytes)?;
     if let Some(session) = repeated_session(&app, &create.session_id, idempotency.as_ref()).await? {
         return Ok((StatusCode::CREATED, Json(session)));

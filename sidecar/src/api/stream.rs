@@ -70,6 +70,7 @@ pub(super) async fn stream(
     }
     let mut first = format!(": session {id}\nretry: {}\n\n", retry_ms());
     if let Some(gap) = gap {
+        app.metrics.gap(&gap);
         let event = Event {
             turn,
             ts: now(),

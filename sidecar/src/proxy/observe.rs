@@ -4,7 +4,7 @@
 use super::target::Api;
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use std::{sync::Arc, time::Instant};
@@ -55,6 +55,11 @@ pub(crate) struct Unobserved;
 
 impl Observer for Unobserved {
     fn observe(&self, _: Observation) {}
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ApiLabel {
+    api: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -112,11 +117,27 @@ impl Outcome {
 }
 
 /// Counters of the proxy. Clones share them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
+    seconds: Family<ApiLabel, Histogram, fn() -> Histogram>,
     running: Gauge,
     echoes: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let seconds = Family::new_with_constructor(
+            (|| Histogram::new([0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0, 120.0, 300.0]))
+                as fn() -> Histogram,
+        );
+        Self {
+            calls: Family::default(),
+            seconds,
+            running: Gauge::default(),
+            echoes: Counter::default(),
+        }
+    }
 }
 
 impl Metrics {
@@ -124,6 +145,8 @@ impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let calls = self.calls.clone();
         registry.register("model_calls", "Calls of models by API and outcome", calls);
+        let help = "How long calls of models took, answer included, by API";
+        registry.register("model_call_seconds", help, self.seconds.clone());
         let running = self.running.clone();
         registry.register("model_calls_running", "Calls of models under way", running);
         let help = "Keys starred in answers of providers";
@@ -233,6 +256,9 @@ impl Drop for Call {
         let (api, outcome) = (self.api.id(), self.outcome.as_str());
         let labels = CallLabels { api, outcome };
         self.metrics.calls.get_or_create(&labels).inc();
+        let took = self.started.elapsed();
+        let seconds = self.metrics.seconds.get_or_create(&ApiLabel { api });
+        seconds.observe(took.as_secs_f64());
         tracing::info!(
             api,
             outcome,
@@ -240,7 +266,7 @@ impl Drop for Call {
             model = self.model.as_deref().unwrap_or("-"),
             status = self.status,
             bytes = self.bytes,
-            ms = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "model call"
         );
     }

@@ -20,7 +20,7 @@ pub(crate) use recover::Unfinished;
 use session::{JournalError, Running, Session, State, now};
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -34,6 +34,7 @@ const BEGIN_BOUND: Duration = Duration::from_secs(20);
 
 /// All sessions.
 pub(crate) struct Store {
+    dir: PathBuf,
     journal: Arc<Journal<Record>>,
     sessions: Arc<Mutex<Sessions>>,
     /// Cancelled when the journal failed for good: no wait for a sync can end any more.
@@ -169,6 +170,7 @@ impl Store {
         }
         Ok((
             Self {
+                dir: dir.to_owned(),
                 journal: Arc::new(journal),
                 sessions: Arc::new(Mutex::new(sessions)),
                 failed,
@@ -205,6 +207,16 @@ impl Store {
             sum += session.state().usage;
         }
         sum
+    }
+
+    /// The journal's folder.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Calls `f` with the duration of each sync; it must be quick.
+    pub(crate) fn on_sync(&self, f: Box<dyn Fn(Duration) + Send + Sync>) {
+        self.journal.on_sync(f);
     }
 
     /// The journal's health, with news.

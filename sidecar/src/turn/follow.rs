@@ -106,6 +106,7 @@ impl Drive {
                 return Ok(Err(error));
             }
         }
+        self.app.metrics.turn_waited(self.began.elapsed());
         self.delivered = true;
         self.session.state().delivered = true;
         self.session.note(Note::Delivered { turn: self.number })?;

@@ -86,6 +86,8 @@ struct Drive {
     heard: bool,
     /// Generation of the process that heard of it, once it is known.
     process: Option<u64>,
+    /// When this process took it up.
+    began: Instant,
 }
 
 /// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
@@ -126,8 +128,9 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         // After a restart nobody knows how far the last process came.
         heard: delivered || resumed,
         process: None,
+        began: Instant::now(),
     };
-    let started = Instant::now();
+    let started = drive.began;
     let end = tokio::select! {
         biased;
         () = running.cancel.cancelled() => None,
@@ -306,6 +309,7 @@ impl Drive {
             }
         };
         let name = body.name();
+        self.app.metrics.turn_ended(&body, self.began.elapsed());
         let event = Event {
             turn: self.number,
             ts: now(),
@@ -321,7 +325,6 @@ impl Drive {
         }
         self.session.ended(running);
         tracing::info!(session_id = %self.session.id(), turn = self.number, end = name, "turn ended");
-        self.app.metrics.turn_ended(name);
     }
 }
 
@@ -345,6 +348,7 @@ pub(crate) async fn refuse(
         fatal: true,
         code: TurnError::ModelNotFound,
     });
+    app.metrics.turn_ended(&body, Duration::ZERO);
     let event = Event {
         turn,
         ts: now(),

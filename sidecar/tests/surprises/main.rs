@@ -14,6 +14,7 @@ mod disk;
 mod double;
 mod hostile;
 mod launch;
+mod observed;
 mod process;
 mod providers;
 mod reader;
