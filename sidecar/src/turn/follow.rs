@@ -110,6 +110,7 @@ impl Drive {
         self.delivered = true;
         self.session.state().delivered = true;
         self.session.note(Note::Delivered { turn: self.number })?;
+        tracing::info!(session_id = %self.session.id(), turn = self.number, "OpenCode has the prompt");
         Ok(Ok(()))
     }
 

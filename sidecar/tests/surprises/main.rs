@@ -16,6 +16,7 @@ mod hostile;
 mod launch;
 mod observed;
 mod process;
+mod prompt;
 mod providers;
 mod reader;
 mod repeats;

@@ -1,6 +1,9 @@
 //! `make bench`: figures of the whole path on the cluster in use, medians with spread. For reading, not
 //! for passing: a shared machine is noisy.
 
+mod added;
+mod recovery;
+
 use contract::{EventBody, event::OutputSource};
 use futures::StreamExt;
 use serde_json::json;
@@ -23,6 +26,7 @@ fn main() {
         let mut report = String::new();
         starts(&ns, &mut report).await;
         turns(&ns, &mut report).await;
+        recovery::sidecar_killed(&ns, &mut report).await;
         println_report(&report);
     });
 }
@@ -57,8 +61,10 @@ async fn starts(ns: &Namespace, report: &mut String) {
     ns.secret("model-key", "key", KEY).await;
     let (mut to_ready, mut to_event, mut to_turn, mut own, mut ours) =
         (vec![], vec![], vec![], vec![], vec![]);
+    let mut shares = added::Shares::default();
     for i in 0..RUNS {
         let name = format!("start-{i}");
+        let seen = added::watch(ns, &name);
         let began = Instant::now();
         let providers = json!([model.provider("compatible", "model-key")]);
         let session =
@@ -78,6 +84,9 @@ async fn starts(ns: &Namespace, report: &mut String) {
         let opencode = opencode_start(&session).await;
         own.push(opencode);
         ours.push(container_to_ready(&session).await);
+        shares
+            .take(&session, seen.await.expect("the watch ends"))
+            .await;
         ns.kubectl(&["delete", "ocs", &name, "--wait=true"], "")
             .await;
     }
@@ -90,6 +99,7 @@ async fn starts(ns: &Namespace, report: &mut String) {
         own,
         "ms",
     );
+    shares.report(report);
     row(
         report,
         "agent container started → pod Ready (1 s granularity of Kubernetes)",
