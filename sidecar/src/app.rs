@@ -9,7 +9,7 @@ use crate::{
     settings::Settings,
     store::{
         BeginError, NewTurn, Store, Unfinished,
-        record::{Created, Idempotency, TurnNote},
+        record::{Created, Idempotency, Note, TurnNote},
         session::{Running, Session, now},
     },
     turn::{self, Turn},
@@ -144,6 +144,11 @@ impl App {
             let Some(running) = session.state().running.clone() else {
                 continue;
             };
+            // For people: a full disk does not keep the turn from going on.
+            let _ = session.note(Note::TakenUp {
+                turn: turn.note.turn,
+                at: now(),
+            });
             match self.target(&session) {
                 Ok(target) => {
                     let target = Arc::new(target);

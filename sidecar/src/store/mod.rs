@@ -1,5 +1,6 @@
 //! All sessions of the pod, kept in the journal.
 
+pub(crate) mod derived;
 pub(crate) mod reader;
 pub(crate) mod record;
 mod recover;
@@ -11,6 +12,7 @@ use contract::{
     Event, EventBody, SessionId, Usage,
     event::{ErrorEvent, MAIN_AGENT, Status, StatusKind, TurnError},
 };
+use derived::{Bell, Scribe};
 use journal::{
     Health, Journal, Log,
     fs::{Fs, RealFs},
@@ -40,6 +42,9 @@ pub(crate) struct Store {
     /// Cancelled when the journal failed for good: no wait for a sync can end any more.
     failed: CancellationToken,
     health: watch::Receiver<Health>,
+    bell: Bell,
+    /// Let go after the journal, whose last entries it still writes down.
+    _scribe: Option<Scribe>,
 }
 
 #[derive(Default)]
@@ -132,12 +137,18 @@ impl Store {
         let failed = CancellationToken::new();
         let (health_tx, health) = watch::channel(journal.health());
         let cancel = failed.clone();
+        let bell = Bell::default();
+        let has_room = bell.clone();
         journal.on_health(Box::new(move |health| {
             tracing::warn!(?health, "the journal's health changed");
             if matches!(health, Health::Failed(_)) {
                 cancel.cancel();
             }
+            let ok = health == Health::Ok;
             health_tx.send_replace(health);
+            if ok {
+                has_room.again();
+            }
         }));
         let mut sessions = Sessions::default();
         let mut unfinished = Vec::new();
@@ -159,7 +170,7 @@ impl Store {
                 }
                 continue;
             };
-            let session = Session::new(recovered.created, log, recovered.state);
+            let session = Session::new(recovered.created, log, recovered.state, bell.clone());
             if let Some(turn) = recovered.unfinished {
                 unfinished.push(Unfinished {
                     session: Arc::clone(&session),
@@ -168,6 +179,14 @@ impl Store {
             }
             sessions.known.insert(session.id().clone(), session);
         }
+        let logs = sessions
+            .known
+            .values()
+            .map(|session| Arc::clone(session.log()));
+        // Nothing depends on it, so without a thread there are only no such files.
+        let scribe = Scribe::spawn(dir, bell.clone(), health.clone(), logs)
+            .inspect_err(|error| tracing::error!(%error, "no state.json and decisions.md"))
+            .ok();
         Ok((
             Self {
                 dir: dir.to_owned(),
@@ -175,6 +194,8 @@ impl Store {
                 sessions: Arc::new(Mutex::new(sessions)),
                 failed,
                 health,
+                bell,
+                _scribe: scribe,
             },
             unfinished,
         ))
@@ -313,7 +334,7 @@ impl Store {
                 request_key,
                 ..State::default()
             };
-            let session = Session::new(created.clone(), log, state);
+            let session = Session::new(created.clone(), log, state, self.bell.clone());
             session.note(Note::Created(created))?;
             let begun = begin(&session, &turn);
             // From its first note on it exists, also if its first turn was refused.

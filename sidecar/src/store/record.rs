@@ -3,7 +3,7 @@
 use contract::{
     Event, EventBody, SessionId,
     approval::Decision,
-    event::{ErrorEvent, TurnError},
+    event::{ErrorEvent, StatusKind, TurnError},
     session::ModelConfig,
 };
 use jiff::Timestamp;
@@ -31,6 +31,8 @@ pub(crate) enum Note {
     Turn(TurnNote),
     /// OpenCode has the turn's prompt: it must never be sent again.
     Delivered { turn: u32 },
+    /// A new process of the sidecar goes on with the turn.
+    TakenUp { turn: u32, at: Timestamp },
     /// An approval was answered with `always`.
     Always(Always),
 }
@@ -75,6 +77,31 @@ pub(crate) struct Always {
     pub permission: String,
     pub patterns: Vec<String>,
     pub decision: Decision,
+}
+
+impl Record {
+    /// Whether it is worth a line in what people read of a session, see
+    /// [`derived`](super::derived).
+    pub(super) fn is_decision(&self) -> bool {
+        match self {
+            Self::Note(Note::Delivered { .. }) => false,
+            Self::Note(_) => true,
+            Self::Event(event) => match &event.body {
+                EventBody::Approval(_) | EventBody::Complete(_) | EventBody::Error(_) => true,
+                EventBody::Status(status) => matches!(
+                    status.status,
+                    StatusKind::Queued
+                        | StatusKind::WaitingForKey
+                        | StatusKind::AgentRestarted
+                        | StatusKind::Cancelled
+                ),
+                EventBody::Output(_)
+                | EventBody::ToolCall(_)
+                | EventBody::ToolResult(_)
+                | EventBody::Gap(_) => false,
+            },
+        }
+    }
 }
 
 impl journal::Entry for Record {
@@ -128,7 +155,12 @@ impl journal::Entry for Record {
                     EventBody::Gap(_) => 0,
                 },
                 Self::Note(Note::Turn(turn)) => turn.prompt.len(),
-                Self::Note(Note::Created(_) | Note::Delivered { .. } | Note::Always(_)) => OVERHEAD,
+                Self::Note(
+                    Note::Created(_)
+                    | Note::Delivered { .. }
+                    | Note::TakenUp { .. }
+                    | Note::Always(_),
+                ) => OVERHEAD,
             }
     }
 

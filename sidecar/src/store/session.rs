@@ -1,5 +1,6 @@
 //! One session: its journal and what is known of it now.
 
+use super::derived::Bell;
 use super::record::{Always, Created, Idempotency, Note, Record, TurnNote};
 use crate::proxy::Target;
 use contract::{
@@ -12,8 +13,12 @@ use jiff::Timestamp;
 use journal::{AppendError, Log, Position};
 use secrecy::SecretString;
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +32,9 @@ pub(crate) struct Session {
     log: Arc<Log<Record>>,
     view: watch::Sender<View>,
     state: Mutex<State>,
+    bell: Bell,
+    /// Ticket of the last entry that people read of and were not told yet; 0: none.
+    untold: AtomicU64,
 }
 
 /// What readers wait on.
@@ -85,7 +93,12 @@ pub(crate) struct FirstTurn {
 pub(crate) struct JournalError;
 
 impl Session {
-    pub(super) fn new(created: Created, log: Arc<Log<Record>>, state: State) -> Arc<Self> {
+    pub(super) fn new(
+        created: Created,
+        log: Arc<Log<Record>>,
+        state: State,
+        bell: Bell,
+    ) -> Arc<Self> {
         let active = state.running.is_some();
         let (view, _) = watch::channel(View {
             position: log.position(),
@@ -96,11 +109,14 @@ impl Session {
             log,
             view,
             state: Mutex::new(state),
+            bell,
+            untold: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&session);
         session.log.on_durable(Box::new(move |position| {
             if let Some(session) = weak.upgrade() {
                 session.view.send_modify(|view| view.position = position);
+                session.tell(position);
             }
         }));
         // A sync between `position()` and `on_durable` would else be missed.
@@ -163,16 +179,45 @@ impl Session {
             return Err(JournalError);
         }
         state.apply(&event);
-        self.log
-            .append(Record::Event(event))
-            .map_err(|error| self.refused(&error))
+        let record = Record::Event(event);
+        let decision = record.is_decision();
+        let ticket = self.log.append(record);
+        let ticket = ticket.map_err(|error| self.refused(&error))?;
+        if decision {
+            self.decided(ticket);
+        }
+        Ok(ticket)
     }
 
     /// Appends a note. Returns its ticket.
     pub(crate) fn note(&self, note: Note) -> Result<u64, JournalError> {
-        self.log
-            .append(Record::Note(note))
-            .map_err(|error| self.refused(&error))
+        let record = Record::Note(note);
+        let decision = record.is_decision();
+        let ticket = self.log.append(record);
+        let ticket = ticket.map_err(|error| self.refused(&error))?;
+        if decision {
+            self.decided(ticket);
+        }
+        Ok(ticket)
+    }
+
+    /// What people read of the session is old once `ticket` is durable.
+    fn decided(&self, ticket: u64) {
+        self.untold.fetch_max(ticket, Ordering::SeqCst);
+        // It may have become durable before.
+        self.tell(self.log.position());
+    }
+
+    fn tell(&self, position: Position) {
+        let untold = self.untold.load(Ordering::SeqCst);
+        let durable = (1..=position.ticket).contains(&untold);
+        let swap = |from| {
+            self.untold
+                .compare_exchange(from, 0, Ordering::SeqCst, Ordering::SeqCst)
+        };
+        if durable && swap(untold).is_ok() {
+            self.bell.ring(&self.log);
+        }
     }
 
     fn refused(&self, error: &AppendError) -> JournalError {
@@ -219,9 +264,10 @@ impl Session {
         state.pending.clear();
         state.answered.clear();
         state.running = None;
-        self.log
-            .append_urgent(Record::Event(event))
-            .map_err(|error| self.refused(&error))
+        let ticket = self.log.append_urgent(Record::Event(event));
+        let ticket = ticket.map_err(|error| self.refused(&error))?;
+        self.decided(ticket);
+        Ok(ticket)
     }
 
     /// A turn that could not be recorded is taken back: its end is appended if the journal still takes
@@ -310,41 +356,25 @@ impl State {
     pub(super) fn apply(&mut self, event: &Event) {
         self.updated_at = Some(event.ts);
         let ends = event.body.ends_turn();
+        if let Some(status) = status_of(&event.body) {
+            self.status = Some(status);
+        }
+        if let Some(reason) = turn_reason(&event.body) {
+            reason.as_ref().clone_into(&mut self.reason);
+        }
         match &event.body {
             EventBody::Status(status) => {
                 if let Some(usage) = status.usage {
                     self.usage += usage;
                 }
-                self.status = Some(match status.status {
-                    StatusKind::Queued | StatusKind::WaitingForKey => SessionState::Pending,
-                    StatusKind::Cancelled => SessionState::Cancelled,
-                    StatusKind::Running
-                    | StatusKind::Thinking
-                    | StatusKind::Step
-                    | StatusKind::Retrying
-                    | StatusKind::Compacting
-                    | StatusKind::Todo
-                    | StatusKind::SubAgent
-                    | StatusKind::AgentRestarted => SessionState::Running,
-                });
-                if let Some(progress) = &status.progress {
-                    self.reason.clone_from(progress);
-                }
-            }
-            EventBody::ToolCall(call) => self.reason = format!("runs the tool {}", call.tool),
-            EventBody::Output(_) | EventBody::ToolResult(_) => "works".clone_into(&mut self.reason),
-            EventBody::Error(error) => {
-                self.reason.clone_from(&error.error);
-                if error.fatal {
-                    self.status = Some(SessionState::Failed);
-                }
-            }
-            EventBody::Complete(_) => {
-                self.status = Some(SessionState::Completed);
-                "the last turn is complete".clone_into(&mut self.reason);
             }
             EventBody::Approval(approval) => self.apply_approval(event, approval),
-            EventBody::Gap(_) => {}
+            EventBody::Output(_)
+            | EventBody::ToolCall(_)
+            | EventBody::ToolResult(_)
+            | EventBody::Error(_)
+            | EventBody::Complete(_)
+            | EventBody::Gap(_) => {}
         }
         if ends && event.turn == 1 {
             self.first_turn.finished_at = Some(event.ts);
@@ -360,7 +390,6 @@ impl State {
         let id = approval.approval_id.clone();
         match approval.state {
             ApprovalState::Pending => {
-                self.reason = format!("waits for consent to {}", approval.permission);
                 self.pending.insert(
                     id.clone(),
                     Approval {
@@ -381,6 +410,45 @@ impl State {
                 self.answered.insert(id, Decision::Reject);
             }
         }
+    }
+}
+
+/// What an event makes of a session's status, if it says anything about it.
+pub(super) fn status_of(body: &EventBody) -> Option<SessionState> {
+    match body {
+        EventBody::Status(status) => Some(match status.status {
+            StatusKind::Queued | StatusKind::WaitingForKey => SessionState::Pending,
+            StatusKind::Cancelled => SessionState::Cancelled,
+            StatusKind::Running
+            | StatusKind::Thinking
+            | StatusKind::Step
+            | StatusKind::Retrying
+            | StatusKind::Compacting
+            | StatusKind::Todo
+            | StatusKind::SubAgent
+            | StatusKind::AgentRestarted => SessionState::Running,
+        }),
+        EventBody::Error(error) => error.fatal.then_some(SessionState::Failed),
+        EventBody::Complete(_) => Some(SessionState::Completed),
+        EventBody::Output(_)
+        | EventBody::ToolCall(_)
+        | EventBody::ToolResult(_)
+        | EventBody::Approval(_)
+        | EventBody::Gap(_) => None,
+    }
+}
+
+/// One sentence on what the session does now, if the event changes that.
+pub(super) fn turn_reason(body: &EventBody) -> Option<Cow<'_, str>> {
+    match body {
+        EventBody::Status(status) => status.progress.as_deref().map(Cow::Borrowed),
+        EventBody::ToolCall(call) => Some(format!("runs the tool {}", call.tool).into()),
+        EventBody::Output(_) | EventBody::ToolResult(_) => Some("works".into()),
+        EventBody::Error(error) => Some(error.error.as_str().into()),
+        EventBody::Complete(_) => Some("the last turn is complete".into()),
+        EventBody::Approval(approval) => (approval.state == ApprovalState::Pending)
+            .then(|| format!("waits for consent to {}", approval.permission).into()),
+        EventBody::Gap(_) => None,
     }
 }
 

@@ -122,7 +122,7 @@ fn id(name: &str) -> SessionId {
     SessionId::new(name).unwrap()
 }
 
-fn created(name: &str) -> Created {
+pub(super) fn created(name: &str) -> Created {
     Created {
         session_id: id(name),
         at: now(),
@@ -142,7 +142,7 @@ fn model() -> ModelConfig {
     .unwrap()
 }
 
-fn turn(number: u32) -> NewTurn {
+pub(super) fn turn(number: u32) -> NewTurn {
     NewTurn {
         note: TurnNote {
             turn: number,
