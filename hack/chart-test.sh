@@ -545,6 +545,17 @@ refused_upgrade_changes_nothing() {
   equal "pods" "$(cat "$work/pods.after")" "$(pods)"
 }
 
+# As on clusters before 1.36, whose pods cannot mount images.
+binaries_are_copied_into_the_pod() {
+  install --set binaries=copy
+  k rollout status deployment/"$RELEASE" --timeout="$WAIT"
+  session copied | sed '/suspend: true/d' | kubectl create -f -
+  kubectl --namespace "$USERS" wait opencodesession/copied --for=condition=AgentReady --timeout=240s
+  equal "mounted images" "" "$(kubectl --namespace "$USERS" get pod copied -o jsonpath='{.spec.volumes[*].image.reference}')"
+  kubectl --namespace "$USERS" get pod copied -o jsonpath='{.spec.initContainers[*].name}' | grep -w install-opencode
+  kubectl --namespace "$USERS" delete opencodesession copied --timeout=120s
+}
+
 lease_holder() { k get lease "$RELEASE" -o jsonpath='{.spec.holderIdentity}'; }
 lease_is_held_by_another_pod_than() {
   local holder
@@ -631,6 +642,7 @@ need upgrades
 check upgrades-the-crd
 check same-upgrade-again-changes-nothing
 check refused-upgrade-changes-nothing
+check binaries-are-copied-into-the-pod
 check two-replicas-take-turns
 need back-to-one-replica
 check uninstalls-all-but-sessions
