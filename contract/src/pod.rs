@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2_hex::hash_json;
+use std::collections::BTreeMap;
 
 /// Annotation that holds the [`PodConfig`].
 pub const CONFIG_ANNOTATION: &str = "opencode-operator.dev/config";
@@ -59,6 +60,9 @@ pub struct PodConfig {
     pub uid: String,
     /// Where models come from.
     pub providers: Vec<ProviderConfig>,
+    /// Where the key of each provider is to be found, in words for people, as in `Secret team-keys, key
+    /// openai`, by the provider's name.
+    pub key_sources: BTreeMap<String, String>,
     /// The pod's model, unless a session brings its own.
     pub model: Option<ModelChoice>,
     /// For titles and summaries.

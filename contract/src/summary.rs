@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 pub struct Summary {
     /// What goes on.
     pub activity: Activity,
+    /// One sentence, while a turn waits for something: for what. It does not change by the second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activity_message: Option<String>,
     /// Turns under way.
     pub running_turns: u32,
     /// Those of them that OpenCode was not given yet: they wait for a key or for the agent, and a new

@@ -1,6 +1,7 @@
 //! Everything that the sidecar is made of, and what begins with it.
 
 use crate::{
+    activity::{self, Facts},
     agent::supervisor::Agent,
     config::Config,
     keys::ProviderKeys,
@@ -19,6 +20,7 @@ use contract::{
     event::{MAIN_AGENT, Status, StatusKind},
     session::ModelConfig,
 };
+use journal::Health;
 use std::sync::{Arc, OnceLock};
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -63,6 +65,59 @@ impl App {
     /// Something changed that the summary tells.
     pub(crate) fn changed(&self) {
         self.news.send_replace(());
+    }
+
+    /// A session as the API tells it, with what it does or why nothing happens.
+    pub(crate) fn told(&self, session: &Session) -> contract::session::Session {
+        let reason = {
+            let facts = self.facts(session);
+            activity::sentence(&session.state().doing, &facts, now())
+        };
+        contract::session::Session {
+            reason,
+            ..session.body()
+        }
+    }
+
+    /// What a session's turn waits for; `None`: it works, or there is none.
+    pub(crate) fn waits_for(&self, session: &Session) -> Option<String> {
+        let facts = self.facts(session);
+        activity::waits_for(&session.state().doing, &facts)
+    }
+
+    fn facts(&self, session: &Session) -> Facts {
+        let agent = self.agent.state().borrow().clone();
+        let journal = match &*self.store.health().borrow() {
+            Health::Ok => None,
+            Health::Full => Some("the volume is full"),
+            Health::Failed(_) => Some("the volume failed"),
+        };
+        let (target, mut facts) = {
+            let state = session.state();
+            let mut approvals: Vec<_> = state.pending.values().cloned().collect();
+            approvals.sort_by_key(|approval| approval.since);
+            let facts = Facts {
+                running: state.running.is_some(),
+                status: state.status,
+                delivered: state.delivered,
+                journal,
+                key_missing: None,
+                key_required: session.created.own_key && state.request_key.is_none(),
+                agent_ready: agent.ready,
+                agent_message: agent.message,
+                unsupported: agent.unsupported,
+                approvals,
+            };
+            (state.target.clone(), facts)
+        };
+        if facts.running && !facts.delivered {
+            let missing = target.and_then(|target| target.key_missing(&self.keys));
+            facts.key_missing = missing.map(|provider| {
+                let source = self.config.pod().key_sources.get(&provider).cloned();
+                source.unwrap_or_else(|| format!("the key of provider {provider}"))
+            });
+        }
+        facts
     }
 
     fn limit(&self) -> u32 {

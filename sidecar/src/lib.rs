@@ -4,6 +4,7 @@
 //! to its last event, `agent` talks to runner and OpenCode (both untrusted), `proxy` puts keys into
 //! model calls.
 
+mod activity;
 pub(crate) mod agent;
 mod api;
 mod app;

@@ -52,6 +52,7 @@ fn make(app: &App) -> Summary {
     let mut waits_for_key = false;
     let mut running_turns = 0;
     let mut waiting_turns = 0;
+    let mut activity_message = None;
     for session in app.store.all() {
         let key = {
             let state = session.state();
@@ -63,6 +64,7 @@ fn make(app: &App) -> Summary {
             state.target.clone()
         };
         running_turns += 1;
+        activity_message = activity_message.or_else(|| app.waits_for(&session));
         waits_for_key |= key.is_some_and(|target| target.key_missing(&app.keys).is_some());
     }
     let activity = if pending_approvals > 0 {
@@ -78,6 +80,7 @@ fn make(app: &App) -> Summary {
     };
     Summary {
         activity,
+        activity_message,
         running_turns,
         waiting_turns,
         pending_approvals,

@@ -37,6 +37,7 @@ pub const NAME_MAX: usize = 52;
     printcolumn = r#"{"name":"Activity","type":"string","jsonPath":".status.activity","description":"What the agent does."}"#,
     printcolumn = r#"{"name":"Model","type":"string","jsonPath":".spec.model.name","description":"The model."}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp","description":"Since when the object exists."}"#,
+    printcolumn = r#"{"name":"Waits","type":"string","jsonPath":".status.activityMessage","priority":1,"description":"What a turn waits for."}"#,
     printcolumn = r#"{"name":"Pod","type":"string","jsonPath":".status.podName","priority":1,"description":"The pod."}"#,
     printcolumn = r#"{"name":"Workspace","type":"string","jsonPath":".status.workspaceClaim","priority":1,"description":"The claim of the workspace."}"#,
     printcolumn = r#"{"name":"Tokens","type":"integer","jsonPath":".status.usage.totalTokens","priority":1,"description":"Tokens used by all turns."}"#

@@ -20,6 +20,11 @@ pub struct OpenCodeSessionStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub activity: Option<Activity>,
 
+    /// While a turn waits for something: for what, in one sentence.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub activity_message: Option<String>,
+
     /// The parts of it: Ready, SecretsResolved, WorkspaceReady, PodReady, AgentReady, Isolated and, when so,
     /// AgentImageUnsupported.
     #[serde(skip_serializing_if = "Vec::is_empty")]

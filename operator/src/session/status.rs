@@ -63,6 +63,7 @@ pub fn compute(input: &Input<'_>, now: Timestamp) -> OpenCodeSessionStatus {
         observed_generation: generation,
         phase: Some(phase),
         activity: activity(input, &previous),
+        activity_message: activity_message(input),
         conditions,
         pod_name: pod_name(input),
         workspace_claim: match input.wanted {
@@ -169,6 +170,14 @@ fn activity(input: &Input<'_>, previous: &OpenCodeSessionStatus) -> Option<Activ
         summary::Activity::WaitingForApproval => Activity::WaitingForApproval,
         summary::Activity::WaitingForKey => Activity::WaitingForKey,
     })
+}
+
+/// Only as long as the sidecar says so: what it said before it fell silent may be over.
+fn activity_message(input: &Input<'_>) -> Option<String> {
+    let seen = input.observed.summary.as_ref()?;
+    let message = seen.summary.activity_message.as_deref()?;
+    let plain: String = message.chars().filter(|c| !c.is_control()).collect();
+    seen.connected.then(|| cut(&plain, 512))
 }
 
 fn endpoint(pod: &Pod) -> Option<String> {

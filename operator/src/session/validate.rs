@@ -252,6 +252,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
         namespace: identity.namespace.clone(),
         uid: identity.uid.clone(),
         providers: providers.iter().map(provider).collect::<Result<_, _>>()?,
+        key_sources: providers.iter().map(key_source).collect(),
         model: Some(choice("model", model, providers)?),
         small_model: small_model
             .as_ref()
@@ -362,6 +363,12 @@ fn provider(provider: &Provider) -> Result<ProviderConfig, Invalid> {
         endpoint: endpoint.clone(),
         models,
     })
+}
+
+/// The provider's name, and where its key is to be found, in words.
+fn key_source(provider: &Provider) -> (String, String) {
+    let SecretKeyRef { name, key } = &provider.api_key_secret_ref;
+    (provider.name.clone(), format!("Secret {name}, key {key}"))
 }
 
 fn choice(

@@ -278,3 +278,29 @@ fn a_stuck_container_is_explained_with_a_bounded_reason() {
     );
     assert_eq!(status.phase, Some(Phase::Pending));
 }
+
+#[test]
+fn what_a_turn_waits_for_is_shown_while_the_sidecar_says_so() {
+    let mut observed = settled(&session("  prompt: x\n"));
+    let mut summary = idle();
+    summary.activity_message = Some(format!("Waiting\u{1b} for {}", "ü".repeat(600)));
+    observed.summary = Some(seen(summary));
+    let shown = status(&observed, &[]).activity_message.unwrap();
+    assert!(
+        shown.starts_with("Waiting for ü") && shown.len() <= 512,
+        "{shown}"
+    );
+    observed.summary.as_mut().unwrap().connected = false;
+    assert_eq!(status(&observed, &[]).activity_message, None);
+}
+
+#[test]
+fn the_sidecar_is_told_where_each_key_is_to_be_found() {
+    let config = valid(&session("")).config;
+    let sources: Vec<_> = config.key_sources.values().collect();
+    assert!(
+        sources[0].starts_with("Secret ") && sources[0].contains(", key "),
+        "{sources:?}"
+    );
+    assert!(config.key_sources.contains_key(&config.providers[0].name));
+}

@@ -51,12 +51,14 @@ pub(super) async fn create(
         )
         .await;
     match started {
-        Ok(session) => Ok((StatusCode::CREATED, Json(session.body()))),
+        Ok(session) => Ok((StatusCode::CREATED, Json(app.told(&session)))),
         Err(error) => {
+            let exists = matches!(error, StartError::Begin(BeginError::Exists));
+            if exists {
+                app.store.made(&id).await;
+            }
             // The same request may have come at the same time and been faster.
-            if matches!(error, StartError::Begin(BeginError::Exists))
-                && let Some(session) = repeated_session(&app, &id, wanted.as_ref()).await?
-            {
+            if exists && let Some(session) = repeated_session(&app, &id, wanted.as_ref()).await? {
                 return Ok((StatusCode::CREATED, Json(session)));
             }
             Err(error.into())
@@ -107,7 +109,7 @@ pub(super) async fn turn(
         }
         return Err(error.into());
     }
-    Ok((StatusCode::CREATED, Json(session.body())))
+    Ok((StatusCode::CREATED, Json(app.told(&session))))
 }
 
 /// All sessions, oldest first.
@@ -118,7 +120,7 @@ pub(super) async fn list(State(app): State<Arc<App>>) -> Json<SessionList> {
             .store
             .all()
             .iter()
-            .map(|session| session.body())
+            .map(|session| app.told(session))
             .collect(),
     })
 }
@@ -130,7 +132,7 @@ pub(super) async fn status(
     State(app): State<Arc<App>>,
     InPath(id): InPath<String>,
 ) -> Result<Json<Session>, ApiError> {
-    Ok(Json(find(&app, &id)?.body()))
+    Ok(Json(app.told(&*find(&app, &id)?)))
 }
 
 /// Cancel the turn under way. Answers when the agent is idle again; the history stays.
@@ -199,7 +201,7 @@ async fn repeated(
     match known {
         Some((known, of)) if known == *wanted && turn.is_none_or(|turn| turn == of) => {
             app.store.durable(session, begun).await?;
-            Ok(Some(session.body()))
+            Ok(Some(app.told(session)))
         }
         Some(_) => Err(ApiError::new(
             ErrorCode::IdempotencyMismatch,

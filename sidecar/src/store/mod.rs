@@ -39,6 +39,8 @@ pub(crate) struct Store {
     dir: PathBuf,
     journal: Arc<Journal<Record>>,
     sessions: Arc<Mutex<Sessions>>,
+    /// News whenever a session was made, or was not.
+    made: watch::Sender<()>,
     /// Cancelled when the journal failed for good: no wait for a sync can end any more.
     failed: CancellationToken,
     health: watch::Receiver<Health>,
@@ -71,12 +73,14 @@ impl Sessions {
 /// Keeps an id and a turn's place while the journal of a session is made, which waits for the disk.
 struct Place<'a> {
     sessions: &'a Mutex<Sessions>,
+    made: &'a watch::Sender<()>,
     id: &'a SessionId,
 }
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         locked(self.sessions).making.remove(self.id);
+        self.made.send_replace(());
     }
 }
 
@@ -192,6 +196,7 @@ impl Store {
                 dir: dir.to_owned(),
                 journal: Arc::new(journal),
                 sessions: Arc::new(Mutex::new(sessions)),
+                made: watch::Sender::new(()),
                 failed,
                 health,
                 bell,
@@ -283,8 +288,18 @@ impl Store {
         sessions.making.insert(id.clone());
         Ok(Place {
             sessions: &self.sessions,
+            made: &self.made,
             id,
         })
+    }
+
+    /// Returns when this session is not being made any more: it is there then, or it failed.
+    pub(crate) async fn made(&self, id: &SessionId) {
+        let mut news = self.made.subscribe();
+        while self.sessions().making.contains(id) {
+            // The sender lives as long as `self`.
+            let _ = news.changed().await;
+        }
     }
 
     /// Makes the journal of a session, unless one was left over. It waits for the disk and so does not

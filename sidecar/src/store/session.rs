@@ -2,7 +2,7 @@
 
 use super::derived::Bell;
 use super::record::{Always, Created, Idempotency, Note, Record, TurnNote};
-use crate::proxy::Target;
+use crate::{activity::Doing, proxy::Target};
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId, Usage,
     approval::{Approval, Decision},
@@ -51,6 +51,7 @@ pub(crate) struct State {
     pub turn: u32,
     pub status: Option<SessionState>,
     pub reason: String,
+    pub doing: Doing,
     pub usage: Usage,
     pub updated_at: Option<Timestamp>,
     pub first_turn: FirstTurn,
@@ -336,6 +337,7 @@ impl Session {
 
 impl State {
     pub(super) fn begin(&mut self, note: &TurnNote) {
+        self.doing.begin(note.at);
         self.turn = note.turn;
         self.delivered = false;
         self.status = Some(SessionState::Pending);
@@ -355,6 +357,7 @@ impl State {
 
     pub(super) fn apply(&mut self, event: &Event) {
         self.updated_at = Some(event.ts);
+        self.doing.apply(event);
         let ends = event.body.ends_turn();
         if let Some(status) = status_of(&event.body) {
             self.status = Some(status);

@@ -3,7 +3,7 @@
 use crate::{
     callers::post,
     reader::Reader,
-    stack::{Setup, Stack, TOKEN, run, shared},
+    stack::{LONG, Setup, Stack, TOKEN, run, shared},
 };
 use bootstrap::exposition::{Expected, wrong};
 use contract::{SessionId, event::TurnError};
@@ -166,5 +166,65 @@ fn each_log_line_of_a_request_has_its_id_and_none_has_content() {
             let line = text.lines().find(|line| line.contains(secret));
             assert!(line.is_none(), "{secret} in the log: {}", line.unwrap());
         }
+    });
+}
+
+#[test]
+fn the_status_says_in_one_sentence_why_nothing_happens() {
+    run(async {
+        let stack = shared().await;
+        let says = async |id: &SessionId, begin: &str| {
+            let deadline = tokio::time::Instant::now() + LONG;
+            loop {
+                let reason = stack.client.session(id).await.unwrap().reason;
+                if reason.starts_with(begin) {
+                    return reason;
+                }
+                assert!(tokio::time::Instant::now() < deadline, "{reason}");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let id = stack.begin("SCENARIO:write-file").await;
+        let asks = says(&id, "Waiting for an answer to approval per_").await;
+        assert!(
+            asks.contains("(edit: ") && asks.contains("hello.txt"),
+            "{asks}"
+        );
+        stack.client.cancel(&id).await.unwrap();
+        says(&id, "Nothing to do: the last turn was cancelled.").await;
+
+        let id = stack.begin("SCENARIO:bash <<<sleep 600>>>").await;
+        says(&id, "Tool bash has run for ").await;
+        stack.client.cancel(&id).await.unwrap();
+
+        let id = stack.begin("SCENARIO:late 600000").await;
+        says(&id, "Waiting for the model's answer since ").await;
+        stack.client.cancel(&id).await.unwrap();
+
+        let (id, _) = stack.play("SCENARIO:hello").await;
+        says(&id, "Nothing to do: the last turn is complete.").await;
+        let (id, _) = stack.play("SCENARIO:err401").await;
+        says(&id, "Nothing to do: the last turn failed: ").await;
+    });
+}
+
+#[test]
+fn a_missing_key_is_named_with_its_secret() {
+    run(async {
+        let setup = Setup::default().config(json!({
+            "keySources": {"scripted": "Secret team-keys, key openai"},
+        }));
+        let stack = Stack::start(setup).await;
+        std::fs::remove_file(stack.dir.join("keys/scripted/key")).unwrap();
+        let id = stack.begin("SCENARIO:hello").await;
+        let session = stack.client.session(&id).await.unwrap();
+        assert_eq!(
+            session.reason,
+            "Waiting for Secret team-keys, key openai: it is absent or empty."
+        );
+        std::fs::write(stack.dir.join("keys/scripted/key"), "sk-real").unwrap();
+        let mut reader = Reader::default();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
     });
 }
