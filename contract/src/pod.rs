@@ -45,6 +45,8 @@ pub const OPENCODE_DIR: &str = "/opt/opencode-operator/opencode";
 pub const API_PORT: u16 = 3003;
 /// Port of the credential proxy, loopback only.
 pub const PROXY_PORT: u16 = 3004;
+/// Port of the egress proxy, loopback only.
+pub const EGRESS_PORT: u16 = 3005;
 /// Port of OpenCode, loopback only.
 pub const OPENCODE_PORT: u16 = 4096;
 
@@ -85,6 +87,27 @@ pub struct PodConfig {
     pub http_proxy: Option<String>,
     /// Hosts that are reached without it, as in NO_PROXY.
     pub no_proxy: Option<String>,
+    /// Where else the agent's container may connect to.
+    pub egress: Egress,
+}
+
+/// Where the agent's container may connect to, beside the sidecar's proxies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Egress {
+    /// How it is bounded.
+    pub mode: EgressMode,
+}
+
+/// How the agent's connections are bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EgressMode {
+    /// Any address and port but the sidecar's own ports.
+    #[default]
+    Open,
+    /// The sidecar's proxies only: no other TCP port, no UDP.
+    ProxyOnly,
 }
 
 impl PodConfig {

@@ -5,6 +5,7 @@
 //! connection ends the request. The runner is untrusted: the sidecar bounds every line
 //! ([`LINE_MAX`]) and every wait, and never acts on a reply beyond what it asked for.
 
+use crate::pod::{API_PORT, EGRESS_PORT, EgressMode, OPENCODE_PORT, PROXY_PORT};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -65,6 +66,83 @@ pub struct Launch {
     pub home_files: BTreeMap<String, String>,
     /// Make the workspace a git repository if it is none: OpenCode needs one to tell what changed.
     pub git_init: bool,
+    /// What it and its tools may reach.
+    #[serde(default)]
+    pub confinement: Confinement,
+}
+
+/// What OpenCode and its tools may reach over TCP. The kernel tells ports apart, not addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Confinement {
+    /// The sidecar's API: out of reach for all in the container.
+    pub api_port: u16,
+    /// The credential proxy: for OpenCode, not for its tools.
+    pub proxy_port: u16,
+    /// The egress proxy: for all.
+    pub egress_port: u16,
+    /// OpenCode's own: its tools neither reach nor bind it.
+    pub opencode_port: u16,
+    /// All other ports.
+    pub egress: EgressMode,
+}
+
+impl Default for Confinement {
+    fn default() -> Self {
+        Self {
+            api_port: API_PORT,
+            proxy_port: PROXY_PORT,
+            egress_port: EGRESS_PORT,
+            opencode_port: OPENCODE_PORT,
+            egress: EgressMode::Open,
+        }
+    }
+}
+
+/// What the runner found to be refused to OpenCode and to its tools, by trying it before the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Isolation {
+    /// Refused as it should be.
+    pub enforced: Vec<Measure>,
+    /// Not refused, and why: each at most once.
+    pub missing: Vec<Missing>,
+}
+
+/// A measure that does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Which.
+    pub measure: Measure,
+    /// For people, in a few words.
+    pub reason: String,
+}
+
+/// What may be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Measure {
+    /// Writing files outside of workspace, HOME and TMPDIR.
+    Files,
+    /// Taking the sidecar's ports, and connecting to its API.
+    SidecarPorts,
+    /// Connecting past the proxies; counts only in [`EgressMode::ProxyOnly`].
+    Egress,
+    /// Signals to the runner.
+    Signals,
+    /// Abstract Unix sockets of the sidecar.
+    AbstractSockets,
+    /// System calls and kinds of sockets that would lead around the other measures.
+    SystemCalls,
+    /// Tools: connecting to OpenCode and to the credential proxy, and taking OpenCode's port.
+    ToolPorts,
+    /// Tools: reading the memory and the environment of OpenCode.
+    ToolProcesses,
+    /// Tools: OpenCode's password in their own environment.
+    ToolEnvironment,
+    /// A measure of a newer runner.
+    #[serde(other)]
+    Unknown,
 }
 
 /// What the runner answers.
@@ -116,6 +194,9 @@ pub struct State {
     pub runner_id: String,
     /// What the process does.
     pub phase: Phase,
+    /// What is refused to the process of this generation; absent before the first start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
 }
 
 /// What OpenCode's process does.

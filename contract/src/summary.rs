@@ -80,10 +80,49 @@ pub struct AgentSummary {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Isolation {
-    /// Whether tool processes are kept from the sidecar's and OpenCode's ports.
+    /// Whether everything that the runner is to refuse was refused when it tried.
     pub enforced: bool,
-    /// One sentence.
+    /// Why, or why not.
+    #[serde(default)]
+    pub reason: IsolationReason,
+    /// What is refused and what is not.
     pub message: String,
+}
+
+/// Why the agent is isolated, or is not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum IsolationReason {
+    /// The runner did not tell yet.
+    #[default]
+    NotReported,
+    /// Everything was refused.
+    Enforced,
+    /// The node's kernel has no Landlock, or another filter forbids it.
+    LandlockUnavailable,
+    /// Some of it was not refused.
+    Partial,
+    /// Sidecar and agent run as one user, as without Kubernetes: the agent can read the sidecar's files.
+    SharedUser,
+    /// A reason of a newer sidecar.
+    #[serde(other)]
+    NotEnforced,
+}
+
+impl IsolationReason {
+    /// As in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotReported => "NotReported",
+            Self::Enforced => "Enforced",
+            Self::LandlockUnavailable => "LandlockUnavailable",
+            Self::Partial => "Partial",
+            Self::SharedUser => "SharedUser",
+            Self::NotEnforced => "NotEnforced",
+        }
+    }
 }
 
 /// The session that `spec.prompt` started.

@@ -51,10 +51,16 @@ reasons! {
     AllPresent Progress,
     /// OpenCode answers.
     Answering Progress,
-    /// The agent's tools are confined.
+    /// The kernel refuses to the agent all that it is to refuse.
     Enforced Progress,
     /// They are not; the message says what is missing.
     NotEnforced Progress,
+    /// The node's kernel has no Landlock.
+    LandlockUnavailable Progress,
+    /// Some of what is to be refused to the agent is not.
+    Partial Progress,
+    /// Sidecar and agent run as one user.
+    SharedUser Progress,
     /// An object is being made.
     Creating Progress,
     /// The claim waits for a volume.

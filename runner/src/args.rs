@@ -3,6 +3,7 @@
 //! Parsed by hand: an argument parser would be a tenth of the binary for three words.
 
 use crate::config::Config;
+use crate::confine::{rehearse, tools};
 use crate::{VERSION, install, log};
 use std::ffi::OsString;
 use std::io::Write as _;
@@ -33,6 +34,13 @@ pub enum Command {
         /// Folder to copy to.
         to: PathBuf,
     },
+    /// Try what is to be refused; the runner starts itself so, see [`rehearse`].
+    Rehearse {
+        /// As a tool of OpenCode, not as OpenCode.
+        tool: bool,
+        /// What to try.
+        attempts: String,
+    },
     /// Print the version.
     Version,
     /// Print the usage.
@@ -49,6 +57,15 @@ pub fn parse(args: &[OsString]) -> Result<Command, String> {
     };
     let command = match first.to_str() {
         Some("install") => return parse_install(rest),
+        Some(word @ (rehearse::OUTER | rehearse::INNER)) => {
+            let [attempts] = rest else {
+                return Err("what to try is missing".to_owned());
+            };
+            return Ok(Command::Rehearse {
+                tool: word == rehearse::INNER,
+                attempts: attempts.to_string_lossy().into_owned(),
+            });
+        }
         Some("run") => Command::Run,
         Some("version" | "--version" | "-V") => Command::Version,
         Some("help" | "--help" | "-h") => Command::Help,
@@ -87,8 +104,18 @@ fn parse_install(args: &[OsString]) -> Result<Command, String> {
 /// Does what the arguments say and returns the exit code: 2 for a wrong command line, 1 for a fault.
 #[must_use]
 pub fn main(args: Vec<OsString>) -> ExitCode {
+    if let Some(link) = tools::invoked() {
+        return tools::become_program(&link, &args);
+    }
     match parse(&args) {
         Ok(Command::Run) => run(),
+        Ok(Command::Rehearse { tool, attempts }) => {
+            if tool {
+                rehearse::inner(&attempts)
+            } else {
+                rehearse::outer(&attempts)
+            }
+        }
         Ok(Command::Version) => say(&format!("opencode-runner {VERSION}\n")),
         Ok(Command::Help) => say(USAGE),
         Ok(Command::Install { own, from, to }) => match install::install(own, &from, &to) {

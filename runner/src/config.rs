@@ -21,6 +21,9 @@ pub struct Config {
     pub workspace: PathBuf,
     /// Time between SIGTERM and SIGKILL where no request says it (`RUNNER_GRACE_MS`).
     pub grace: Duration,
+    /// Whether OpenCode is isolated: always, unless `RUNNER_ISOLATION` is `off`, which is for tests that
+    /// show what isolation is good for.
+    pub isolate: bool,
     /// What OpenCode inherits: everything but `RUNNER_*`, with PATH, HOME and TMPDIR always set.
     pub child_env: BTreeMap<OsString, OsString>,
 }
@@ -48,6 +51,9 @@ impl Config {
             .and_then(|v| v.to_str()?.parse().ok())
             .map_or(DEFAULT_GRACE, Duration::from_millis)
             .min(GRACE_MAX);
+        let isolate = env
+            .get(&OsString::from("RUNNER_ISOLATION"))
+            .is_none_or(|v| v != "off");
         env.retain(|name, _| !name.as_encoded_bytes().starts_with(b"RUNNER_"));
         let workspace = env
             .entry("WORKSPACE_DIR".into())
@@ -63,6 +69,7 @@ impl Config {
             socket,
             workspace,
             grace,
+            isolate,
             child_env: env,
         }
     }

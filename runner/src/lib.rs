@@ -9,6 +9,7 @@
 pub mod args;
 pub mod cgroup;
 pub mod config;
+pub mod confine;
 pub mod elf;
 pub mod git;
 pub mod home;

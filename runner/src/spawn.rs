@@ -49,9 +49,9 @@ pub fn variable(config: &Config, launch: &Launch, name: &str) -> OsString {
         .map_or_else(|| config.var(name), OsString::from)
 }
 
-/// The command, with both outputs piped.
+/// The command, with both outputs piped. `variables` come last.
 #[must_use]
-pub fn command(config: &Config, launch: &Launch) -> Command {
+pub fn command(config: &Config, launch: &Launch, variables: Vec<(String, OsString)>) -> Command {
     let mut command =
         Command::new(locate(config, launch).unwrap_or_else(|| launch.program.clone().into()));
     command
@@ -59,6 +59,7 @@ pub fn command(config: &Config, launch: &Launch) -> Command {
         .env_clear()
         .envs(&config.child_env)
         .envs(&launch.env)
+        .envs(variables)
         .current_dir(&config.workspace)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -149,6 +150,7 @@ mod tests {
             env: [("K".to_owned(), "v".to_owned())].into(),
             home_files: [].into(),
             git_init: false,
+            confinement: contract::runner::Confinement::default(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The state that watchers see: every change in order, none merged away.
 
-use contract::runner::{Phase, State};
+use contract::runner::{Isolation, Phase, State};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::broadcast;
 
@@ -22,6 +22,7 @@ impl Status {
             generation: 0,
             runner_id: random_hex(),
             phase: Phase::Stopped,
+            isolation: None,
         };
         Self {
             state: Mutex::new(state),
@@ -42,11 +43,12 @@ impl Status {
         (state.clone(), self.changes.subscribe())
     }
 
-    /// A new generation with its first phase.
-    pub fn begin(&self, phase: Phase) -> u64 {
+    /// A new generation with its first phase and what is refused to it.
+    pub fn begin(&self, phase: Phase, isolation: Isolation) -> u64 {
         let mut state = self.lock();
         state.generation += 1;
         state.phase = phase;
+        state.isolation = Some(isolation);
         self.publish(&state);
         state.generation
     }
@@ -98,10 +100,10 @@ mod tests {
         let status = Status::new();
         let (first, mut changes) = status.watch();
         assert_eq!((first.generation, first.phase), (0, Phase::Stopped));
-        let one = status.begin(Phase::Running { pid: 41 });
+        let one = status.begin(Phase::Running { pid: 41 }, Isolation::default());
         status.set(one, Phase::Stopped);
         status.set(one, Phase::Stopped);
-        let two = status.begin(Phase::Running { pid: 43 });
+        let two = status.begin(Phase::Running { pid: 43 }, Isolation::default());
         status.set(one, Phase::Stopped);
         let seen: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
             .map(|s| (s.generation, s.phase))

@@ -5,12 +5,14 @@
 //! first, so none of them meets the new process.
 
 use crate::config::{Config, GRACE_MAX};
+use crate::confine::{self, Plan, Scope, rehearse};
 use crate::reaper::{Exit, Reaper};
 use crate::relay::Relay;
 use crate::status::Status;
 use crate::{git, home, log, spawn, sweep};
-use contract::runner::{Failure, Launch, Phase, Reply};
+use contract::runner::{Failure, Isolation, Launch, Phase, Reply};
 use rustix::process::{Pid, Signal};
+use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -31,6 +33,8 @@ pub struct Supervisor {
     reaper: Arc<Reaper>,
     status: Status,
     slot: Mutex<Option<Process>>,
+    /// What the last rehearsal found, and for what.
+    tried: Mutex<Option<(Scope, Isolation)>>,
     /// When the stop that is under way kills: every further stop may only bring it nearer.
     kill_at: watch::Sender<Instant>,
     closing: CancellationToken,
@@ -49,6 +53,13 @@ struct Process {
     ended: CancellationToken,
 }
 
+/// The domains of a launch, and what was found to be refused in them.
+struct Confined {
+    plan: Plan,
+    variables: Vec<(String, OsString)>,
+    isolation: Isolation,
+}
+
 impl Supervisor {
     /// A supervisor without a process; its tasks are joined through `tasks`.
     #[must_use]
@@ -58,6 +69,7 @@ impl Supervisor {
             reaper,
             status: Status::new(),
             slot: Mutex::new(None),
+            tried: Mutex::new(None),
             kill_at: watch::Sender::new(Instant::now()),
             closing: CancellationToken::new(),
             tasks,
@@ -109,13 +121,15 @@ impl Supervisor {
         if let Err(failed) = self.prepare(&launch).await {
             return failed;
         }
-        if launch.git_init {
-            tokio::select! {
-                () = git::init(&self.config, &self.reaper) => {}
-                () = self.closing.cancelled() => return io_failure("the runner is stopping"),
-            }
+        let confined = tokio::select! {
+            (confined, ()) = async { tokio::join!(self.confine(&launch), self.git(&launch)) } => confined,
+            () = self.closing.cancelled() => return io_failure("the runner is stopping"),
+        };
+        match confined {
+            Ok(confined) => self.spawn(&mut slot, launch, confined),
+            // Never without: what holds it back is told instead.
+            Err(message) => return io_failure(&format!("OpenCode cannot be isolated: {message}")),
         }
-        self.spawn(&mut slot, launch);
         Reply::State(self.status.get())
     }
 
@@ -189,14 +203,61 @@ impl Supervisor {
         }
     }
 
-    fn spawn(self: &Arc<Self>, slot: &mut Option<Process>, launch: Launch) {
+    async fn git(&self, launch: &Launch) {
+        if launch.git_init {
+            git::init(&self.config, &self.reaper).await;
+        }
+    }
+
+    /// Makes the domains of a launch and tries them, unless the same were tried before.
+    async fn confine(&self, launch: &Launch) -> Result<Confined, String> {
+        let scope = Scope::of(&self.config, launch);
+        if !self.config.isolate {
+            return Ok(Confined {
+                plan: Plan::none(),
+                variables: Vec::new(),
+                isolation: rehearse::nothing("switched off by RUNNER_ISOLATION"),
+            });
+        }
+        let variables = confine::tool_variables(&self.config, launch);
+        let making = scope.clone();
+        // 65,536 ports take a while.
+        let plan = tokio::task::spawn_blocking(move || Plan::new(&making))
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        let mut tried = self.tried.lock().await;
+        let isolation = match tried.as_ref().filter(|(of, _)| *of == scope) {
+            Some((_, isolation)) => isolation.clone(),
+            None => {
+                let found =
+                    rehearse::rehearse(&self.config, launch, &plan, &variables, &self.reaper).await;
+                *tried = Some((scope, found.clone()));
+                found
+            }
+        };
+        Ok(Confined {
+            plan,
+            variables,
+            isolation,
+        })
+    }
+
+    fn spawn(self: &Arc<Self>, slot: &mut Option<Process>, launch: Launch, confined: Confined) {
+        let Confined {
+            plan,
+            variables,
+            isolation,
+        } = confined;
         *slot = None;
         let spawned = match spawn::obstacle(&self.config, &launch) {
             Some(phase) => Err(phase),
-            None => self
-                .reaper
-                .spawn(&mut spawn::command(&self.config, &launch))
-                .map_err(|error| spawn::failed(&launch, &error)),
+            None => {
+                let mut command = spawn::command(&self.config, &launch, variables);
+                plan.apply(&mut command)
+                    .and_then(|()| self.reaper.spawn(&mut command))
+                    .map_err(|error| spawn::failed(&launch, &error))
+            }
         };
         let (mut child, pid, exit) = match spawned {
             Ok(spawned) => spawned,
@@ -205,7 +266,7 @@ impl Supervisor {
                     "OpenCode did not start",
                     &[("phase", format!("{phase:?}").into())],
                 );
-                self.status.begin(phase);
+                self.status.begin(phase, isolation);
                 return;
             }
         };
@@ -216,9 +277,10 @@ impl Supervisor {
             );
         });
         let number = pid.as_raw_nonzero().get();
-        let generation = self.status.begin(Phase::Running {
+        let phase = Phase::Running {
             pid: number.unsigned_abs(),
-        });
+        };
+        let generation = self.status.begin(phase, isolation);
         log::info(
             "OpenCode started",
             &[("pid", number.into()), ("generation", generation.into())],

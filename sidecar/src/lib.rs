@@ -11,6 +11,7 @@ mod app;
 mod auth;
 pub(crate) mod config;
 mod inspect;
+mod isolation;
 pub(crate) mod keys;
 mod metrics;
 pub(crate) mod proxy;

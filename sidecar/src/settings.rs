@@ -21,6 +21,9 @@ pub struct Settings {
     /// Port of the credential proxy on 127.0.0.1.
     #[arg(long, env = "PROXY_PORT", default_value_t = pod::PROXY_PORT)]
     pub proxy_port: u16,
+    /// Port of the egress proxy on 127.0.0.1.
+    #[arg(long, env = "EGRESS_PORT", default_value_t = pod::EGRESS_PORT)]
+    pub egress_port: u16,
     /// Port of OpenCode on 127.0.0.1.
     #[arg(long, env = "OPENCODE_PORT", default_value_t = pod::OPENCODE_PORT)]
     pub opencode_port: u16,

@@ -1,12 +1,12 @@
 //! The pod in brief, kept up to date for the operator.
 
-use crate::app::App;
+use crate::{app::App, isolation};
 use contract::{
     SessionId,
     session::SessionState,
     summary::{
-        Activity, AgentSummary, FILES_MODIFIED_MAX, FINAL_MESSAGE_MAX, Isolation, PromptError,
-        PromptSession, Summary,
+        Activity, AgentSummary, FILES_MODIFIED_MAX, FINAL_MESSAGE_MAX, PromptError, PromptSession,
+        Summary,
     },
 };
 use std::{sync::Arc, time::Duration};
@@ -93,25 +93,13 @@ fn make(app: &App) -> Summary {
             unsupported: agent.unsupported,
             message: agent.message,
         },
-        isolation: isolation(agent.probe.as_ref()),
+        isolation: isolation::told(
+            agent.isolation.as_ref(),
+            agent.probe.as_ref(),
+            pod.egress.mode,
+        ),
         prompt_session: prompt_session(app, &pod.name),
         config_hash: pod.hash(),
-    }
-}
-
-/// What separates the agent's tools from the sidecar. The containers are always apart; the nested
-/// domain for tool processes is not built yet, and this says so.
-fn isolation(probe: Option<&contract::runner::Probe>) -> Isolation {
-    let kernel = match probe.map(|probe| probe.landlock_abi) {
-        Some(0) => "the node's kernel has no Landlock",
-        Some(_) => "the node's kernel has Landlock, this version does not use it yet",
-        None => "the runner was not asked yet",
-    };
-    Isolation {
-        enforced: false,
-        message: format!(
-            "keys are kept in another container; tools can reach OpenCode's port and the credential proxy ({kernel})"
-        ),
     }
 }
 

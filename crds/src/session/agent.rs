@@ -120,8 +120,8 @@ pub struct Resources {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "!(self.name in ['HOME', 'TMPDIR', 'WORKSPACE_DIR', 'RUNNER_SOCKET']) && !self.name.startsWith('OPENCODE_')",
-        "message": "HOME, TMPDIR, WORKSPACE_DIR, RUNNER_SOCKET and OPENCODE_* are set by the operator; choose another name",
+        "rule": "!(self.name in ['HOME', 'TMPDIR', 'WORKSPACE_DIR']) && !self.name.startsWith('OPENCODE_') && !self.name.startsWith('RUNNER_')",
+        "message": "HOME, TMPDIR, WORKSPACE_DIR, OPENCODE_* and RUNNER_* are set by the operator; choose another name",
     },
 ]))]
 pub struct EnvVar {

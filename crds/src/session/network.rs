@@ -14,6 +14,32 @@ pub struct Network {
     /// A proxy for calls to models.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<Proxy>,
+
+    /// Where the agent may connect to.
+    #[serde(default)]
+    pub egress: Egress,
+}
+
+/// Where the agent may connect to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Egress {
+    /// `open`: anywhere but the sidecar's own ports. `proxy-only`: TCP to the sidecar's proxies only and no UDP,
+    /// which the node's kernel enforces (Landlock; see condition `Isolated`). Ports are what it tells apart, so
+    /// that servers inside of the agent's container cannot be reached over TCP either.
+    #[serde(default)]
+    pub mode: EgressMode,
+}
+
+/// How the agent's connections are bounded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EgressMode {
+    /// Anywhere but the sidecar's own ports.
+    #[default]
+    Open,
+    /// The sidecar's proxies only.
+    ProxyOnly,
 }
 
 /// Further certificate authorities.

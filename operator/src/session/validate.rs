@@ -6,8 +6,8 @@
 use super::names::Identity;
 use crate::reason::Reason;
 use contract::pod::{
-    self, Limits, McpServer, ModelChoice, PodConfig, ProviderConfig, ProviderKind, ToolAction,
-    ToolRule,
+    self, Egress, EgressMode, Limits, McpServer, ModelChoice, PodConfig, ProviderConfig,
+    ProviderKind, ToolAction, ToolRule,
 };
 use crds::{
     OpenCodeSession, OpenCodeSessionSpec,
@@ -16,7 +16,7 @@ use crds::{
         NAME_MAX,
         agent::{self, Agent, Resources, Sidecar},
         model::{self, Provider, SecretKeyRef},
-        network::{ConfigMapKeyRef, ExtraCaBundle, Network, Proxy},
+        network::{self, ConfigMapKeyRef, ExtraCaBundle, Network, Proxy},
         workspace::{
             DEFAULT_JOURNAL_STORAGE, DEFAULT_STORAGE, Journal, Retention, RetentionPolicy,
             Workspace,
@@ -223,6 +223,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
     let Network {
         extra_ca_bundle,
         proxy,
+        egress: network::Egress { mode: egress_mode },
     } = network;
     let Sidecar {
         resources: sidecar_resources,
@@ -234,7 +235,8 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
     unique("agent.mcpServers", mcp_servers.iter().map(|m| &m.name))?;
     unique("agent.env", env.iter().map(|e| &e.name))?;
     for e in env {
-        if RESERVED.contains(&e.name.as_str()) || e.name.starts_with("OPENCODE_") {
+        let reserved = ["OPENCODE_", "RUNNER_"];
+        if RESERVED.contains(&e.name.as_str()) || reserved.iter().any(|p| e.name.starts_with(p)) {
             return Err(Invalid::ReservedVariable {
                 name: e.name.clone(),
             });
@@ -285,6 +287,12 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
         },
         http_proxy,
         no_proxy,
+        egress: Egress {
+            mode: match egress_mode {
+                network::EgressMode::Open => EgressMode::Open,
+                network::EgressMode::ProxyOnly => EgressMode::ProxyOnly,
+            },
+        },
     };
     let bytes = serde_json::to_vec(&config).map_or(usize::MAX, |json| json.len());
     if bytes > CONFIG_MAX {
@@ -317,7 +325,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
     })
 }
 
-const RESERVED: [&str; 4] = ["HOME", "TMPDIR", "WORKSPACE_DIR", "RUNNER_SOCKET"];
+const RESERVED: [&str; 3] = ["HOME", "TMPDIR", "WORKSPACE_DIR"];
 
 fn unique<'a>(list: &'static str, names: impl Iterator<Item = &'a String>) -> Result<(), Invalid> {
     let mut seen = BTreeSet::new();

@@ -120,6 +120,7 @@ pub(crate) fn idle() -> Summary {
         },
         isolation: Isolation {
             enforced: true,
+            reason: contract::summary::IsolationReason::Enforced,
             message: "Landlock holds.".into(),
         },
         ..Summary::default()

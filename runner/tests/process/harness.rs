@@ -189,6 +189,7 @@ pub(crate) fn program(program: &str, args: &[&str]) -> Launch {
         env: BTreeMap::new(),
         home_files: BTreeMap::new(),
         git_init: false,
+        confinement: contract::runner::Confinement::default(),
     }
 }
 

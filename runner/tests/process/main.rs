@@ -4,6 +4,8 @@
 #[cfg(test)]
 mod harness;
 #[cfg(test)]
+mod isolation;
+#[cfg(test)]
 mod lifecycle;
 #[cfg(test)]
 mod limits;

@@ -10,7 +10,7 @@ use crate::{
 };
 use contract::{
     pod::{PodConfig, ProviderKind, ToolAction, ToolRule},
-    runner::Launch,
+    runner::{Confinement, Launch},
 };
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -94,6 +94,13 @@ pub(crate) fn launch(
             .collect(),
         home_files: home_files(),
         git_init: true,
+        confinement: Confinement {
+            api_port: settings.port,
+            proxy_port: settings.proxy_port,
+            egress_port: settings.egress_port,
+            opencode_port: settings.opencode_port,
+            egress: pod.egress.mode,
+        },
     }
 }
 
@@ -350,6 +357,7 @@ mod tests {
         assert_eq!(launch.home_files[MODELS_FILE], "{}");
         assert_eq!(launch.env["XDG_DATA_HOME"], "/h/.local/share");
         assert!(launch.git_init);
+        assert_eq!(launch.confinement.opencode_port, 14096);
         // OpenCode dies of an empty flag.
         assert!(launch.env.iter().all(|(_, value)| !value.is_empty()));
         assert!(

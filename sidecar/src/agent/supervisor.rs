@@ -15,7 +15,7 @@ use super::{
     timings::Timings,
 };
 use crate::settings::Settings;
-use contract::runner::{Cgroup, Launch, Probe};
+use contract::runner::{Cgroup, Isolation, Launch, Probe};
 use keep::Supervisor;
 use secrecy::SecretString;
 use std::path::PathBuf;
@@ -80,6 +80,8 @@ pub(crate) struct AgentState {
     pub(crate) message: Option<String>,
     /// What image and kernel offer, once the runner said so.
     pub(crate) probe: Option<Probe>,
+    /// What is refused to the process, as the runner found when it tried.
+    pub(crate) isolation: Option<Isolation>,
 }
 
 /// The agent. Clones share it.

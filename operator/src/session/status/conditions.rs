@@ -13,6 +13,7 @@ use crate::{
         validate::{ProviderKey, Validated},
     },
 };
+use contract::summary::{Isolation, IsolationReason};
 
 /// The session takes turns.
 pub const READY: &str = "Ready";
@@ -300,20 +301,23 @@ fn isolated(input: &Input<'_>) -> Draft {
             "The sidecar has not told yet.",
         );
     };
-    let isolation = &seen.summary.isolation;
-    if isolation.enforced {
-        Draft::new(
-            ISOLATED,
-            Verdict::True,
-            Reason::Enforced,
-            &isolation.message,
-        )
-    } else {
-        Draft::new(
-            ISOLATED,
-            Verdict::False,
-            Reason::NotEnforced,
-            &isolation.message,
-        )
-    }
+    let Isolation {
+        enforced,
+        reason,
+        message,
+    } = &seen.summary.isolation;
+    let (verdict, reason) = match (enforced, reason) {
+        (true, _) => (Verdict::True, Reason::Enforced),
+        (false, IsolationReason::NotReported) => (Verdict::Unknown, Reason::NotReported),
+        (false, IsolationReason::LandlockUnavailable) => {
+            (Verdict::False, Reason::LandlockUnavailable)
+        }
+        (false, IsolationReason::Partial) => (Verdict::False, Reason::Partial),
+        (false, IsolationReason::SharedUser) => (Verdict::False, Reason::SharedUser),
+        // A contradiction is no isolation.
+        (false, IsolationReason::Enforced | IsolationReason::NotEnforced) => {
+            (Verdict::False, Reason::NotEnforced)
+        }
+    };
+    Draft::new(ISOLATED, verdict, reason, message)
 }

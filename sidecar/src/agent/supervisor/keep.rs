@@ -2,7 +2,7 @@
 
 use super::{
     Restart,
-    process::{Ended, Process, WORDS_MAX, clip, compare, describe},
+    process::{Ended, Process, WORDS_MAX, bounded, clip, compare, describe},
     told::Told,
 };
 use crate::agent::{
@@ -157,6 +157,7 @@ impl Supervisor {
         self.told.change(|s| {
             s.generation += u64::from(new);
             s.starts = u32::try_from(starts).unwrap_or(u32::MAX);
+            s.isolation = state.isolation.clone().map(bounded);
             s.message = Some("OpenCode starts".to_owned());
         });
         process

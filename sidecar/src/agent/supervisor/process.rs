@@ -1,6 +1,6 @@
 //! What the runner tells about OpenCode's process.
 
-use contract::runner::{Phase, State};
+use contract::runner::{Isolation, Phase, State};
 use tokio::sync::oneshot;
 
 /// Longest text that the untrusted side adds to a message, in bytes.
@@ -66,4 +66,21 @@ pub(super) fn describe(phase: &Phase) -> String {
 
 pub(super) fn clip(text: &str, most: usize) -> String {
     crate::agent::text::clip(text, most).into_owned()
+}
+
+/// What the untrusted side tells about isolation, no longer than it can be.
+pub(super) fn bounded(told: Isolation) -> Isolation {
+    /// More than there are measures.
+    const MEASURES_MAX: usize = 16;
+    const REASON_MAX: usize = 200;
+    let Isolation {
+        mut enforced,
+        mut missing,
+    } = told;
+    enforced.truncate(MEASURES_MAX);
+    missing.truncate(MEASURES_MAX);
+    for one in &mut missing {
+        one.reason = clip(&one.reason, REASON_MAX);
+    }
+    Isolation { enforced, missing }
 }

@@ -47,6 +47,7 @@ fn state(generation: u64) -> State {
         generation,
         runner_id: "r1".into(),
         phase: Phase::Running { pid: 7 },
+        isolation: None,
     }
 }
 
@@ -57,6 +58,7 @@ fn launch() -> Launch {
         env: [("A".to_owned(), "1".to_owned())].into(),
         home_files: [("x".to_owned(), "y".to_owned())].into(),
         git_init: true,
+        confinement: contract::runner::Confinement::default(),
     }
 }
 

@@ -54,6 +54,7 @@ impl RunnerDouble {
             generation: 0,
             runner_id: runner_id.into(),
             phase: Phase::Stopped,
+            isolation: None,
         };
         let (state, shared) = (watch::Sender::new(first), Arc::new(shared));
         let (for_task, shared_for_task) = (state.clone(), Arc::clone(&shared));
@@ -249,6 +250,7 @@ fn launch(name: &str) -> Launch {
         env: Default::default(),
         home_files: Default::default(),
         git_init: true,
+        confinement: contract::runner::Confinement::default(),
     }
 }
 

@@ -1,0 +1,518 @@
+//! What is refused to OpenCode and to its tools. Each attempt is made in the domain, where it must fail,
+//! and outside of it, where it must succeed: so a refusal is the domain's doing.
+
+use crate::harness::{Runner, eventually, program, shell};
+use contract::pod::EgressMode;
+use contract::runner::{Confinement, Isolation, Launch, Measure, Request};
+use rustix::net::{
+    AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with,
+};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::process::Command;
+use std::time::Duration;
+
+/// Variables that make [`be_the_agent`] act.
+const OUT: &str = "ISOLATION_OUT";
+const ROOM: &str = "ISOLATION_ROOM";
+
+/// What the agent meets outside: listeners at the sidecar's ports, a folder, an abstract socket.
+struct Room {
+    ports: Confinement,
+    /// All served, by no more than accepting.
+    _listeners: Vec<TcpListener>,
+    /// A port of nobody in particular, served.
+    other: u16,
+    _abstract: UnixListener,
+    abstract_name: String,
+    outside: tempfile::TempDir,
+}
+
+impl Room {
+    fn new(egress: EgressMode) -> Self {
+        let listeners: Vec<TcpListener> = (0..5)
+            .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap())
+            .collect();
+        let port = |n: usize| listeners[n].local_addr().unwrap().port();
+        let outside = tempfile::tempdir().unwrap();
+        let abstract_name = outside.path().display().to_string();
+        let address = SocketAddr::from_abstract_name(&abstract_name).unwrap();
+        Self {
+            ports: Confinement {
+                api_port: port(0),
+                proxy_port: port(1),
+                egress_port: port(2),
+                opencode_port: port(3),
+                egress,
+            },
+            other: port(4),
+            _abstract: UnixListener::bind_addr(&address).unwrap(),
+            abstract_name,
+            outside,
+            _listeners: listeners,
+        }
+    }
+
+    /// As the words of [`ROOM`].
+    fn words(&self, runner: &Runner) -> String {
+        let p = &self.ports;
+        let numbers = [
+            p.api_port,
+            p.proxy_port,
+            p.egress_port,
+            p.opencode_port,
+            self.other,
+        ];
+        let numbers = numbers.map(|n| n.to_string()).join(" ");
+        format!(
+            "{numbers} {} {} {}",
+            runner.child.id(),
+            self.abstract_name,
+            self.outside.path().display()
+        )
+    }
+}
+
+/// Attempts and whether each worked.
+type Found = BTreeMap<String, bool>;
+
+fn runs_landlock() -> bool {
+    let abi = runner::sys::landlock_abi();
+    if abi < 6 {
+        eprintln!("Landlock ABI {abi}: only the report of what is missing is tested here");
+    }
+    abi >= 6
+}
+
+/// What works for a program that OpenCode's place is given to, and for its tools.
+fn found(runner: &Runner, room: &Room) -> (Found, Found) {
+    let own = std::env::current_exe().unwrap();
+    let own = own.to_str().unwrap();
+    let args = ["--exact", "isolation::be_the_agent", "--nocapture"];
+    let mut launch = program(own, &args);
+    for (name, value) in [
+        (ROOM, room.words(runner)),
+        (OUT, "agent".to_owned()),
+        ("OPENCODE_SERVER_PASSWORD", "hush".to_owned()),
+    ] {
+        launch.env.insert(name.to_owned(), value);
+    }
+    launch.confinement = room.ports.clone();
+    runner.launch(&launch);
+    let read = |name: &str| fs::read_to_string(runner.path("w").join(name)).unwrap_or_default();
+    eventually("the agent's attempts", || {
+        ["agent", "tool"]
+            .iter()
+            .all(|name| read(name).ends_with("end\n"))
+    });
+    (parse(&read("agent")), parse(&read("tool")))
+}
+
+fn parse(text: &str) -> Found {
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    pairs
+        .map(|(what, ok)| (what.to_owned(), ok == "true"))
+        .collect()
+}
+
+/// Not a test of its own: what the agent does, and its tool.
+#[test]
+fn be_the_agent() {
+    let (Ok(out), Ok(room)) = (std::env::var(OUT), std::env::var(ROOM)) else {
+        return;
+    };
+    let words: Vec<&str> = room.split(' ').collect();
+    let [
+        api,
+        proxy,
+        egress,
+        opencode,
+        other,
+        runner,
+        name,
+        outside,
+        ..,
+    ] = words[..]
+    else {
+        panic!("{room}")
+    };
+    let port = |text: &str| text.parse::<u16>().unwrap();
+    let mut lines = Vec::new();
+    let mut tell = |what: &str, ok: bool| lines.push(format!("{what}={ok}\n"));
+    for (what, at) in [
+        ("api", api),
+        ("proxy", proxy),
+        ("egress", egress),
+        ("opencode", opencode),
+        ("other", other),
+    ] {
+        tell(&format!("connect {what}"), connects(port(at)));
+        // Somebody listens there: `in use` says that the domain lets it be tried.
+        tell(&format!("bind {what}"), may_bind(port(at)));
+        tell(&format!("fast open {what}"), sends(port(at)));
+        tell(&format!("multipath {what}"), multipath(port(at)));
+    }
+    tell("bind any", TcpListener::bind("127.0.0.1:0").is_ok());
+    tell("udp", std::net::UdpSocket::bind("127.0.0.1:0").is_ok());
+    tell(
+        "packet",
+        made(AddressFamily::PACKET, SocketType::DGRAM, None),
+    );
+    tell(
+        "vsock",
+        made(AddressFamily::VSOCK, SocketType::STREAM, None),
+    );
+    tell(
+        "raw",
+        made(AddressFamily::INET, SocketType::RAW, Some(ipproto::ICMP)),
+    );
+    tell(
+        "unshare",
+        Command::new("unshare")
+            .args(["-U", "true"])
+            .status()
+            .is_ok_and(|s| s.success()),
+    );
+    tell(
+        "outside",
+        fs::write(format!("{outside}/{out}"), "x").is_ok(),
+    );
+    tell("workspace", fs::write(format!("{out}.mine"), "x").is_ok());
+    tell("home", writes(&std::env::var("HOME").unwrap()));
+    tell("tmp", writes(&std::env::var("TMPDIR").unwrap()));
+    tell("shm", writes("/dev/shm"));
+    tell("null", fs::write("/dev/null", "x").is_ok());
+    tell("read", fs::read("/etc/passwd").is_ok());
+    let runner = rustix::process::Pid::from_raw(runner.parse().unwrap()).unwrap();
+    tell(
+        "signal runner",
+        rustix::process::test_kill_process(runner).is_ok(),
+    );
+    let address = SocketAddr::from_abstract_name(name).unwrap();
+    tell("abstract", UnixStream::connect_addr(&address).is_ok());
+    tell(
+        "password",
+        std::env::var_os("OPENCODE_SERVER_PASSWORD").is_some(),
+    );
+    if let Ok(parent) = std::env::var("ISOLATION_PARENT") {
+        for file in ["environ", "mem", "maps", "fd", "cwd"] {
+            let path = format!("/proc/{parent}/{file}");
+            // Opening some of them proves nothing: the look is refused when it is read.
+            let ok = match file {
+                "fd" => fs::read_link(format!("{path}/1")).is_ok(),
+                "cwd" => fs::read_link(&path).is_ok(),
+                "mem" => fs::File::open(&path).is_ok(),
+                _ => fs::read(&path).is_ok_and(|bytes| !bytes.is_empty()),
+            };
+            tell(&format!("proc {file}"), ok);
+        }
+    } else {
+        // As OpenCode starts its tools.
+        let own = std::env::current_exe().unwrap();
+        let status = Command::new(std::env::var_os("SHELL").unwrap())
+            .arg("-c")
+            .arg(format!(
+                "exec {} --exact isolation::be_the_agent --nocapture",
+                own.display()
+            ))
+            .env(OUT, "tool")
+            .env("ISOLATION_PARENT", std::process::id().to_string())
+            .status();
+        assert!(status.unwrap().success());
+    }
+    lines.push("end\n".to_owned());
+    fs::write(&out, lines.concat()).unwrap();
+    if out == "agent" {
+        // The runner would report its end otherwise.
+        std::thread::sleep(Duration::from_secs(60));
+    }
+}
+
+fn at(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
+fn connects(port: u16) -> bool {
+    TcpStream::connect_timeout(&at(port).into(), Duration::from_secs(5)).is_ok()
+}
+
+fn may_bind(port: u16) -> bool {
+    let bound = TcpListener::bind(at(port));
+    matches!(bound, Err(error) if error.kind() == io::ErrorKind::AddrInUse)
+}
+
+fn sends(port: u16) -> bool {
+    let flags = SendFlags::from_bits_retain(0x2000_0000);
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    socket.is_ok_and(|socket| sendto(socket, b"x", flags, &at(port)).is_ok())
+}
+
+fn multipath(port: u16) -> bool {
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        Some(ipproto::MPTCP),
+    );
+    socket.is_ok_and(|socket| rustix::net::connect(socket, &at(port)).is_ok())
+}
+
+fn made(family: AddressFamily, kind: SocketType, protocol: Option<rustix::net::Protocol>) -> bool {
+    socket_with(family, kind, SocketFlags::CLOEXEC, protocol).is_ok()
+}
+
+fn writes(folder: &str) -> bool {
+    let file = format!("{folder}/isolation-{}", std::process::id());
+    let written = fs::write(&file, "x").is_ok();
+    let _ = fs::remove_file(file);
+    written
+}
+
+const PORTS: [&str; 5] = ["api", "proxy", "egress", "opencode", "other"];
+const WAYS: [&str; 3] = ["connect", "fast open", "multipath"];
+
+fn is(found: &Found, what: &str) -> bool {
+    *found
+        .get(what)
+        .unwrap_or_else(|| panic!("{what} was not tried: {found:#?}"))
+}
+
+#[test]
+fn what_is_refused_and_that_it_is_the_domain_that_refuses() {
+    if !runs_landlock() {
+        return;
+    }
+    let weak = Runner::start_with(&[("RUNNER_ISOLATION", "off"), ("SHELL", "/bin/sh")]);
+    let room = Room::new(EgressMode::Open);
+    let (agent, tool) = found(&weak, &room);
+    let mut works: Vec<String> = [
+        "outside",
+        "signal runner",
+        "abstract",
+        "udp",
+        "packet",
+        "raw",
+    ]
+    .map(str::to_owned)
+    .into();
+    for port in PORTS {
+        works.extend(WAYS.map(|way| format!("{way} {port}")));
+        works.push(format!("bind {port}"));
+    }
+    for what in &works {
+        assert!(is(&agent, what), "agent outside: {what}: {agent:#?}");
+        assert!(is(&tool, what), "tool outside: {what}: {tool:#?}");
+    }
+    for file in ["environ", "maps", "fd", "cwd"] {
+        assert!(is(&tool, &format!("proc {file}")), "{file}: {tool:#?}");
+    }
+    assert!(is(&tool, "password"));
+    let missing = isolation(&weak).missing;
+    assert!(
+        missing
+            .iter()
+            .all(|m| m.reason.contains("RUNNER_ISOLATION"))
+    );
+    drop(weak);
+
+    let runner = unprivileged();
+    let room = Room::new(EgressMode::Open);
+    let (agent, tool) = found(&runner, &room);
+    for found in [&agent, &tool] {
+        for what in [
+            "outside",
+            "signal runner",
+            "abstract",
+            "packet",
+            "vsock",
+            "raw",
+            "unshare",
+        ] {
+            assert!(!is(found, what), "{what}: {found:#?}");
+        }
+        for what in [
+            "workspace",
+            "home",
+            "tmp",
+            "shm",
+            "null",
+            "read",
+            "udp",
+            "bind any",
+        ] {
+            assert!(is(found, what), "{what}: {found:#?}");
+        }
+        for port in PORTS {
+            assert!(!is(found, &format!("fast open {port}")), "{found:#?}");
+            assert!(!is(found, &format!("multipath {port}")), "{found:#?}");
+        }
+    }
+    for (found, connect, bind) in [
+        (
+            &agent,
+            &["proxy", "egress", "opencode", "other"][..],
+            &["opencode", "other"][..],
+        ),
+        (&tool, &["egress", "other"], &["other"]),
+    ] {
+        for port in PORTS {
+            assert_eq!(
+                is(found, &format!("connect {port}")),
+                connect.contains(&port),
+                "{port}: {found:#?}"
+            );
+            assert_eq!(
+                is(found, &format!("bind {port}")),
+                bind.contains(&port),
+                "{port}: {found:#?}"
+            );
+        }
+    }
+    assert!(is(&agent, "password") && !is(&tool, "password"));
+    for file in ["environ", "mem", "maps", "fd", "cwd"] {
+        assert!(!is(&tool, &format!("proc {file}")), "{file}: {tool:#?}");
+    }
+    let isolation = isolation(&runner);
+    assert_eq!(isolation.missing, []);
+    assert_eq!(isolation.enforced.len(), 8);
+}
+
+#[test]
+fn behind_the_proxies_nothing_else_is_reached() {
+    if !runs_landlock() {
+        return;
+    }
+    let runner = Runner::start();
+    let room = Room::new(EgressMode::ProxyOnly);
+    let (agent, tool) = found(&runner, &room);
+    for (found, connect) in [
+        (&agent, &["proxy", "egress", "opencode"][..]),
+        (&tool, &["egress"]),
+    ] {
+        assert!(!is(found, "udp"), "{found:#?}");
+        for port in PORTS {
+            for way in WAYS {
+                let may = way == "connect" && connect.contains(&port);
+                assert_eq!(
+                    is(found, &format!("{way} {port}")),
+                    may,
+                    "{way} {port}: {found:#?}"
+                );
+            }
+        }
+    }
+    assert!(isolation(&runner).enforced.contains(&Measure::Egress));
+}
+
+#[test]
+fn what_the_kernel_cannot_is_reported() {
+    let runner = Runner::start();
+    runner.launch(&program("/bin/sleep", &["3600"]));
+    let isolation = isolation(&runner);
+    let abi = runner::sys::landlock_abi();
+    let missing: Vec<Measure> = isolation.missing.iter().map(|m| m.measure).collect();
+    for (measure, needs) in [
+        (Measure::Files, 1),
+        (Measure::ToolPorts, 4),
+        (Measure::Signals, 6),
+        (Measure::SystemCalls, 0),
+    ] {
+        assert_eq!(missing.contains(&measure), abi < needs, "{isolation:?}");
+    }
+}
+
+/// A runner without capabilities, as in a pod: with CAP_PERFMON the kernel lets root read the environment
+/// of every process.
+fn unprivileged() -> Runner {
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    command.arg(env!("CARGO_BIN_EXE_opencode-runner"));
+    Runner::start_as(command, &[])
+}
+
+fn isolation(runner: &Runner) -> Isolation {
+    let state = runner.watch().next().unwrap();
+    state.isolation.expect("it was started")
+}
+
+/// What a script prints in the place of OpenCode, by the end of its last line.
+fn says(runner: &Runner, script: &str) -> String {
+    let launch: Launch = shell(&format!(
+        "( {script} ) > said 2>&1; echo done >> said; exec sleep 3600"
+    ));
+    runner.state(&Request::Stop { grace_ms: 0 });
+    let _ = fs::remove_file(runner.path("w/said"));
+    runner.launch(&launch);
+    let said = || fs::read_to_string(runner.path("w/said")).unwrap_or_default();
+    eventually("the end of the script", || said().ends_with("done\n"));
+    said().trim_end_matches("done\n").to_owned()
+}
+
+#[test]
+fn the_shell_behaves_as_the_users_own() {
+    let runner = Runner::start_with(&[("SHELL", "/bin/bash")]);
+    for (script, wanted) in [
+        (
+            "\"$SHELL\" -c 'printf \"%s|\" \"$@\"' zero 'a b' '' '*'",
+            "a b||*|",
+        ),
+        ("echo 'echo from stdin' | \"$SHELL\"", "from stdin\n"),
+        ("\"$SHELL\" -c 'exit 42'; echo $?", "42\n"),
+        (
+            "\"$SHELL\" -c 'kill -TERM $$' 2>/dev/null; echo $?",
+            "143\n",
+        ),
+        ("\"$SHELL\" -c 'echo $0'", "/bin/bash\n"),
+        (
+            "\"$SHELL\" -c 'echo $SHELL; command -v git'",
+            "/bin/bash\n/usr/bin/git\n",
+        ),
+        (
+            "\"$SHELL\" -c 'nonsense-command'; echo $?",
+            "/bin/bash: line 1: nonsense-command: command not found\n127\n",
+        ),
+        (
+            "\"$SHELL\" -c 'shopt -s expand_aliases; echo ${BASH_VERSION:+bash}'",
+            "bash\n",
+        ),
+        // The same process: no other between it and who started it.
+        (
+            "sh -c 'echo $$; \"$SHELL\" -c \"echo \\$PPID\"; :' | uniq | wc -l",
+            "1\n",
+        ),
+        (
+            "cat \"$(dirname \"$SHELL\")/spec.json\" > /dev/null && ! touch \"$(dirname \"$SHELL\")/x\" 2>/dev/null && echo kept",
+            "kept\n",
+        ),
+        // Git run by OpenCode itself: what its configuration runs has no network and no password.
+        (
+            "git init -q r && cd r && git config alias.x '!echo ${OPENCODE_SERVER_PASSWORD-none}; bash -c \"exec 3<>/dev/tcp/127.0.0.1/9\"' && OPENCODE_SERVER_PASSWORD=hush git x 2>&1 | grep -o 'none\\|Permission denied' | sort -u",
+            "Permission denied\nnone\n",
+        ),
+    ] {
+        assert_eq!(says(&runner, script), wanted, "{script}");
+    }
+}
+
+#[test]
+fn a_shell_that_is_absent_is_no_shell() {
+    let runner = Runner::start_with(&[("PATH", "/nowhere"), ("SHELL", "")]);
+    runner.launch(&program("/bin/sleep", &["3600"]));
+    let isolation = isolation(&runner);
+    assert!(
+        isolation
+            .missing
+            .iter()
+            .any(|m| m.measure == Measure::ToolPorts),
+        "without a shell nothing was tried: {isolation:?}"
+    );
+}
