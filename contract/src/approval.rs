@@ -1,5 +1,6 @@
 //! Bodies of `/sessions/{id}/approvals`.
 
+use crate::SessionId;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -9,6 +10,13 @@ use serde::{Deserialize, Serialize};
 pub struct Approval {
     /// For the path of the answer.
     pub approval_id: String,
+    /// The session that waits.
+    pub session_id: SessionId,
+    /// Who waits: `main`, or a sub-agent.
+    pub agent: String,
+    /// The tool that wants to run, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
     /// What is asked for, as in `bash`.
     pub permission: String,
     /// What of it.
@@ -19,6 +27,10 @@ pub struct Approval {
     /// Since when.
     #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
     pub since: Timestamp,
+    /// Until when somebody may answer; then the pod's `approvals.onTimeout` does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    pub until: Option<Timestamp>,
 }
 
 /// `GET /sessions/{id}/approvals`.

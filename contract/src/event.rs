@@ -329,10 +329,21 @@ pub struct ApprovalEvent {
     pub permission: String,
     /// What of it, as in the commands to run.
     pub patterns: Vec<String>,
+    /// The tool that wants to run, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<String>,
     /// The call that waits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_id: Option<String>,
-    /// Who answered.
+    /// Until when somebody may answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, format = DateTime))]
+    #[cfg_attr(feature = "schema", schemars(with = "Option<String>"))]
+    pub until: Option<Timestamp>,
+    /// What kind of answer it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decided: Option<DecidedBy>,
+    /// Who or what answered: the caller's subject, or the rule.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
     /// What the answer said.
@@ -352,6 +363,24 @@ pub enum ApprovalState {
     Approved,
     /// Refused.
     Rejected,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
+pub enum DecidedBy {
+    /// Somebody, through the session API.
+    Caller,
+    /// A rule of the pod.
+    Policy,
+    /// An earlier answer `always` of this session.
+    Consent,
+    /// Nobody answered in time.
+    Deadline,
+    /// The agent's own side: refused along with another call, or answered past this API.
+    Agent,
 }
 
 /// Events that a reader should have had are no longer to be had.

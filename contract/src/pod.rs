@@ -4,6 +4,10 @@
 //! public keys into [`KEYS_ANNOTATION`]; the kubelet shows both to the sidecar as files of a downward
 //! API volume and renews them without a restart. No secret is ever part of either.
 
+mod approvals;
+
+pub use approvals::{Approvals, OnTimeout, PolicyRule};
+
 use serde::{Deserialize, Serialize};
 use sha2_hex::hash_json;
 use std::collections::BTreeMap;
@@ -79,6 +83,8 @@ pub struct PodConfig {
     pub instructions: Vec<String>,
     /// What tools may do; empty: all of them.
     pub tools: Vec<ToolRule>,
+    /// Who decides when a tool wants to run.
+    pub approvals: Approvals,
     /// MCP servers that OpenCode connects to.
     pub mcp_servers: Vec<McpServer>,
     /// Bounds.
@@ -245,13 +251,9 @@ mod tests {
     #[test]
     fn an_empty_object_is_a_config_with_defaults() {
         let config: PodConfig = serde_json::from_str("{}").unwrap();
-        assert_eq!(
-            config.limits,
-            Limits {
-                max_concurrent_sessions: 5,
-                turn_timeout_seconds: 3600
-            }
-        );
+        assert_eq!(config.limits.max_concurrent_sessions, 5);
+        assert_eq!(config.limits.turn_timeout_seconds, 3600);
+        assert_eq!(config.approvals.on_timeout, OnTimeout::Deny);
         assert_eq!(config.hash(), PodConfig::default().hash());
     }
 }

@@ -94,8 +94,7 @@ impl App {
         };
         let (target, mut facts) = {
             let state = session.state();
-            let mut approvals: Vec<_> = state.pending.values().cloned().collect();
-            approvals.sort_by_key(|approval| approval.since);
+            let approvals = state.asks.list(session.id());
             let facts = Facts {
                 running: state.running.is_some(),
                 status: state.status,

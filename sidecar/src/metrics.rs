@@ -4,6 +4,8 @@
 //! once in `run`; what can be read off the state is read when somebody asks ([`Metrics::look`]).
 //! Each metric needs a row in docs/metrics.md: a test fails when one lacks.
 
+mod watch;
+
 use crate::app::App;
 use contract::{
     EventBody,
@@ -58,6 +60,8 @@ pub(crate) struct Metrics {
     readers: Gauge,
     answers: Family<Answer, Counter>,
     sync_seconds: Histogram,
+    /// Watchdog and approvals.
+    pub(crate) watch: watch::WatchMetrics,
     seen: Seen,
 }
 
@@ -92,10 +96,12 @@ impl Metrics {
             sync_seconds: Histogram::new([
                 0.0002, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 5.0,
             ]),
+            watch: watch::WatchMetrics::default(),
             seen: Seen::default(),
             registry: Mutex::default(),
         };
         metrics.register_own(&mut registry);
+        metrics.watch.register(&mut registry);
         metrics.seen.register(&mut registry);
         metrics.show_all();
         Self {
@@ -239,7 +245,7 @@ impl Metrics {
             last += session.log().position().last;
             queued += session.log().queued_bytes();
             let state = session.state();
-            approvals += state.pending.len();
+            approvals += state.asks.pending.len();
             if state.running.is_some() {
                 running += 1;
                 waiting += usize::from(!state.delivered);

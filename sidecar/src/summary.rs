@@ -56,7 +56,7 @@ fn make(app: &App) -> Summary {
     for session in app.store.all() {
         let key = {
             let state = session.state();
-            pending_approvals += u32::try_from(state.pending.len()).unwrap_or(u32::MAX);
+            pending_approvals += u32::try_from(state.asks.pending.len()).unwrap_or(u32::MAX);
             if state.running.is_none() {
                 continue;
             }

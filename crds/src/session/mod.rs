@@ -1,12 +1,14 @@
 //! `OpenCodeSession`: one agent, one pod, one workspace.
 
 pub mod agent;
+pub mod approvals;
 pub mod model;
 pub mod network;
 pub mod status;
 pub mod workspace;
 
 use agent::{Agent, Sidecar};
+use approvals::Approvals;
 use kube::CustomResource;
 use model::{Model, Provider};
 use network::Network;
@@ -140,6 +142,10 @@ pub struct OpenCodeSessionSpec {
     /// The container that OpenCode and its tools run in.
     #[serde(default)]
     pub agent: Agent,
+
+    /// Who decides when a tool wants to run.
+    #[serde(default)]
+    pub approvals: Approvals,
 
     /// How the pod reaches the network.
     #[serde(default)]

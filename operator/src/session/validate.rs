@@ -3,11 +3,13 @@
 //! The schema refuses most of what is wrong when it is applied. Everything is checked here again: an
 //! object may be older than a rule.
 
+mod guard;
+
 use super::names::Identity;
 use crate::reason::Reason;
 use contract::pod::{
-    self, Egress, EgressMode, Limits, McpServer, ModelChoice, PodConfig, ProviderConfig,
-    ProviderKind, ToolAction, ToolRule,
+    self, Egress, EgressMode, McpServer, ModelChoice, PodConfig, ProviderConfig, ProviderKind,
+    ToolRule,
 };
 use crds::{
     OpenCodeSession, OpenCodeSessionSpec,
@@ -206,6 +208,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
         workspace,
         journal,
         agent,
+        approvals,
         network,
         sidecar,
         limits,
@@ -268,6 +271,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
             .map(|p| instruction(p))
             .collect::<Result<_, _>>()?,
         tools: tools.iter().map(tool).collect(),
+        approvals: guard::approvals(approvals)?,
         mcp_servers: mcp_servers
             .iter()
             .map(|agent::McpServer { name, url }| McpServer {
@@ -275,16 +279,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
                 url: url.clone(),
             })
             .collect(),
-        limits: Limits {
-            max_concurrent_sessions: u32::try_from(limits.max_concurrent_sessions)
-                .ok()
-                .filter(|n| (1..=100).contains(n))
-                .ok_or(Invalid::OutOfRange {
-                    field: "limits.maxConcurrentSessions",
-                    rule: "it must lie between 1 and 100",
-                })?,
-            turn_timeout_seconds: turn_timeout(&limits.turn_timeout)?,
-        },
+        limits: guard::limits(limits)?,
         http_proxy,
         no_proxy,
         egress: Egress {
@@ -446,25 +441,8 @@ fn tool(rule: &agent::ToolRule) -> ToolRule {
     let agent::ToolRule { name, action } = rule;
     ToolRule {
         name: name.clone(),
-        action: match action {
-            agent::ToolAction::Allow => ToolAction::Allow,
-            agent::ToolAction::Ask => ToolAction::Ask,
-            agent::ToolAction::Deny => ToolAction::Deny,
-        },
+        action: guard::action(*action),
     }
-}
-
-fn turn_timeout(text: &str) -> Result<u64, Invalid> {
-    const WEEK: u64 = 168 * 3600;
-    text.parse::<kube::core::Duration>()
-        .ok()
-        .filter(|d| !d.is_negative())
-        .map(|d| std::time::Duration::from(d).as_secs())
-        .filter(|s| (1..=WEEK).contains(s))
-        .ok_or(Invalid::OutOfRange {
-            field: "limits.turnTimeout",
-            rule: "it must lie between 1s and 168h; write it as in 1h30m",
-        })
 }
 
 fn volume(workspace: &Workspace, journal: &Journal) -> Result<WorkspaceVolume, Invalid> {

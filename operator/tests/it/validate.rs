@@ -1,7 +1,7 @@
 //! What the schema lets through, or let through when the object was made.
 
 use crate::fixtures::{MINIMAL, identity, session, valid};
-use contract::pod::{ProviderKind, ToolAction};
+use contract::pod::{OnTimeout, ProviderKind, ToolAction};
 use operator::session::validate::{Invalid, WorkspaceVolume, validate};
 
 fn reason(yaml: &str) -> &'static str {
@@ -43,6 +43,7 @@ fn every_field_arrives() {
   agent: {tools: [{name: bash, action: ask}], instructions: [docs/x.md], mcpServers: [{name: m, url: 'http://m.test'}]}
   network: {proxy: {httpProxy: 'http://p.test:1', noProxy: a}, extraCABundle: {configMap: {name: cas}}}
   limits: {maxConcurrentSessions: 2, turnTimeout: 1m30s}
+  approvals: {policy: [{tool: bash, pattern: 'rm *', action: deny}, {tool: edit, action: ask}], timeout: 1h, onTimeout: allow}
 ",
     ));
     let config = validated.config;
@@ -57,6 +58,19 @@ fn every_field_arrives() {
         (Some("http://p.test:1"), Some("a"))
     );
     assert_eq!(config.limits.turn_timeout_seconds, 90);
+    let approvals = config.approvals;
+    assert_eq!(approvals.policy[0].pattern.as_deref(), Some("rm *"));
+    assert_eq!(
+        (
+            approvals.policy[1].pattern.as_deref(),
+            approvals.policy[1].action
+        ),
+        (None, ToolAction::Ask)
+    );
+    assert_eq!(
+        (approvals.timeout_seconds, approvals.on_timeout),
+        (3600, OnTimeout::Allow)
+    );
     assert_eq!(validated.extra_ca.unwrap().key, "ca.crt");
     assert!(!config.prompt_consumed);
 }
@@ -71,6 +85,7 @@ fn mistakes_have_reasons() {
     assert_eq!(with("  limits: {turnTimeout: 0s}\n"), "OutOfRange");
     assert_eq!(with("  limits: {turnTimeout: 169h}\n"), "OutOfRange");
     assert_eq!(with("  limits: {turnTimeout: soon}\n"), "OutOfRange");
+    assert_eq!(with("  approvals: {timeout: 0s}\n"), "OutOfRange");
     assert_eq!(with("  limits: {maxConcurrentSessions: 0}\n"), "OutOfRange");
     assert_eq!(with("  workspace: {storage: lots}\n"), "OutOfRange");
     assert_eq!(

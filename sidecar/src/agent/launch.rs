@@ -1,15 +1,15 @@
-//! How OpenCode is started, and what its sessions may do. Pure.
+//! How OpenCode is started. Pure.
 //!
 //! Two things guide every line: nothing may wait for a person who is not there, and nothing may be
 //! fetched that nobody asked for.
 
-use super::opencode::PermissionRule;
+use super::rules::Rules;
 use crate::{
     proxy::{Api, alias},
     settings::Settings,
 };
 use contract::{
-    pod::{PodConfig, ProviderKind, ToolAction, ToolRule},
+    pod::{PodConfig, ProviderKind},
     runner::{Confinement, Launch},
 };
 use serde_json::{Map, Value, json};
@@ -20,11 +20,6 @@ const VERSION: &str = "1.18.33";
 /// Relative to HOME: a catalogue of no models. OpenCode's own costs 100 MB and names models that
 /// nobody here has a key for.
 const MODELS_FILE: &str = ".config/opencode-operator/models.json";
-/// What OpenCode is asked by its tools and is no tool itself.
-const NO_TOOLS: [&str; 2] = ["doom_loop", "external_directory"];
-/// Asks a person a question and waits for ever. Always denied: nobody is there.
-const QUESTION: &str = "question";
-
 /// How to start OpenCode for a pod.
 ///
 /// `providers` is the `provider` object of OpenCode's configuration; it holds no key that is worth
@@ -104,76 +99,6 @@ pub(crate) fn launch(
     }
 }
 
-/// What a session may do: the pod's rules in their order, or, where the session names its tools,
-/// only these and each no more than the pod allows. OpenCode applies them after its configuration,
-/// the last match wins, and sub-agents inherit them.
-pub(crate) fn session_rules(pod: &PodConfig, enabled: Option<&[String]>) -> Vec<PermissionRule> {
-    let mut rules = Vec::new();
-    let everything = |tool: &String| tool == "*";
-    match enabled.filter(|enabled| !enabled.iter().any(everything)) {
-        None => {
-            rules.push(rule("*", ToolAction::Allow));
-            rules.extend(
-                pod.tools
-                    .iter()
-                    .map(|tool| rule(permission_of(&tool.name), tool.action)),
-            );
-        }
-        Some(enabled) => {
-            rules.push(rule("*", ToolAction::Deny));
-            let enabled = enabled.iter().map(String::as_str).chain(NO_TOOLS);
-            for name in enabled.map(permission_of) {
-                rules.push(rule(name, action_of(&pod.tools, name)));
-            }
-        }
-    }
-    rules.push(rule(QUESTION, ToolAction::Deny));
-    rules
-}
-
-fn rule(permission: &str, action: ToolAction) -> PermissionRule {
-    PermissionRule {
-        permission: permission.to_owned(),
-        pattern: "*".to_owned(),
-        action,
-    }
-}
-
-/// OpenCode's permission for a tool: all that change files have one.
-fn permission_of(tool: &str) -> &str {
-    match tool {
-        "write" | "apply_patch" | "patch" | "multiedit" => "edit",
-        other => other,
-    }
-}
-
-fn action_of(tools: &[ToolRule], permission: &str) -> ToolAction {
-    let rule = tools
-        .iter()
-        .rev()
-        .find(|tool| matches(permission_of(&tool.name), permission));
-    rule.map_or(ToolAction::Allow, |tool| tool.action)
-}
-
-/// Whether a name matches a pattern in which `*` is anything.
-fn matches(pattern: &str, name: &str) -> bool {
-    let mut pieces = pattern.split('*');
-    let first = pieces.next().unwrap_or_default();
-    let Some(mut rest) = name.strip_prefix(first) else {
-        return false;
-    };
-    let Some(last) = pieces.next_back() else {
-        return rest.is_empty();
-    };
-    for piece in pieces {
-        let Some(at) = rest.find(piece) else {
-            return false;
-        };
-        rest = &rest[at + piece.len()..];
-    }
-    rest.ends_with(last)
-}
-
 fn config(settings: &Settings, pod: &PodConfig, providers: Value) -> Value {
     let names: Vec<&String> = providers
         .as_object()
@@ -185,7 +110,9 @@ fn config(settings: &Settings, pod: &PodConfig, providers: Value) -> Value {
         "share": "disabled",
         "snapshot": true,
         "enabled_providers": names,
-        "permission": permission(pod),
+        // OpenCode's defaults ask before it reads an `.env` or a folder outside, or when a call repeats:
+        // nobody may be there, so only what the pod's rules put to people is asked.
+        "permission": Rules::of(pod, None).for_configuration(),
         "instructions": instructions(settings, pod),
         "mcp": mcp(pod),
     });
@@ -216,21 +143,6 @@ fn default_provider(pod: &PodConfig, providers: &Value) -> Option<String> {
         .filter(|id| all.contains_key(*id))
         .map(str::to_owned)
         .or_else(|| all.keys().next().cloned())
-}
-
-/// OpenCode's defaults ask before it reads an `.env` or a folder outside, or when a call repeats:
-/// nobody may be there, so only what the pod's rules put to people is asked. The object's order is
-/// its keys', so `*` comes first; sessions get the same rules in the pod's own order.
-fn permission(pod: &PodConfig) -> Value {
-    let mut all = BTreeMap::from([("*", ToolAction::Allow)]);
-    for name in NO_TOOLS {
-        all.insert(name, action_of(&pod.tools, name));
-    }
-    for tool in &pod.tools {
-        all.insert(permission_of(&tool.name), tool.action);
-    }
-    all.insert(QUESTION, ToolAction::Deny);
-    json!(all)
 }
 
 fn instructions(settings: &Settings, pod: &PodConfig) -> Vec<String> {
@@ -288,7 +200,7 @@ fn without_substitution(json: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use contract::pod::McpServer;
+    use contract::pod::{McpServer, ToolAction, ToolRule};
 
     fn settings() -> Settings {
         <Settings as clap::Parser>::parse_from([
@@ -320,26 +232,6 @@ mod tests {
             "/h/",
         );
         serde_json::from_str(&launch.env["OPENCODE_CONFIG_CONTENT"]).unwrap()
-    }
-
-    fn actions(pod: &PodConfig, enabled: Option<&[&str]>) -> Vec<(String, ToolAction)> {
-        let enabled: Option<Vec<String>> =
-            enabled.map(|names| names.iter().map(|n| (*n).into()).collect());
-        let rules = session_rules(pod, enabled.as_deref());
-        rules
-            .into_iter()
-            .map(|rule| (rule.permission, rule.action))
-            .collect()
-    }
-
-    /// As OpenCode decides.
-    fn decide(rules: &[(String, ToolAction)], name: &str) -> ToolAction {
-        rules
-            .iter()
-            .rev()
-            .find(|(permission, _)| matches(permission, name))
-            .unwrap()
-            .1
     }
 
     #[test]
@@ -408,71 +300,6 @@ mod tests {
             content(&tools(&[("*", ToolAction::Ask)]))["permission"]["external_directory"],
             "ask"
         );
-    }
-
-    #[test]
-    fn rules_of_a_session_keep_the_pods_order() {
-        let pod = tools(&[
-            ("bash", ToolAction::Allow),
-            ("*", ToolAction::Deny),
-            ("read", ToolAction::Ask),
-        ]);
-        let rules = actions(&pod, None);
-        assert_eq!(decide(&rules, "bash"), ToolAction::Deny);
-        assert_eq!(decide(&rules, "read"), ToolAction::Ask);
-        let rules = actions(&PodConfig::default(), None);
-        assert_eq!(decide(&rules, "anything"), ToolAction::Allow);
-        assert_eq!(decide(&rules, "question"), ToolAction::Deny);
-    }
-
-    #[test]
-    fn a_session_names_its_tools_and_gets_no_more_than_the_pod_allows() {
-        let pod = tools(&[
-            ("bash", ToolAction::Deny),
-            ("edit", ToolAction::Ask),
-            ("mcp_*", ToolAction::Deny),
-        ]);
-        let enabled = ["bash", "write", "read", "mcp_secrets", "question"];
-        let rules = actions(&pod, Some(&enabled));
-        assert_eq!(decide(&rules, "bash"), ToolAction::Deny);
-        assert_eq!(decide(&rules, "edit"), ToolAction::Ask);
-        assert_eq!(decide(&rules, "read"), ToolAction::Allow);
-        assert_eq!(decide(&rules, "mcp_secrets"), ToolAction::Deny);
-        assert_eq!(decide(&rules, "webfetch"), ToolAction::Deny);
-        assert_eq!(decide(&rules, "question"), ToolAction::Deny);
-        assert_eq!(decide(&rules, "doom_loop"), ToolAction::Allow);
-        // An ask of the pod does not bring back what the session left out.
-        assert_eq!(
-            decide(&actions(&pod, Some(&["read"])), "edit"),
-            ToolAction::Deny
-        );
-        assert_eq!(decide(&actions(&pod, Some(&[])), "read"), ToolAction::Deny);
-        assert_eq!(
-            decide(&actions(&pod, Some(&["*"])), "bash"),
-            ToolAction::Deny
-        );
-        assert_eq!(
-            decide(&actions(&pod, Some(&["*"])), "read"),
-            ToolAction::Allow
-        );
-    }
-
-    #[test]
-    fn patterns_match_as_opencode_does() {
-        for (pattern, name, yes) in [
-            ("*", "", true),
-            ("*", "bash", true),
-            ("bash", "bash", true),
-            ("bash", "bash2", false),
-            ("web*", "webfetch", true),
-            ("*fetch", "webfetch", true),
-            ("a*b*c", "aXbYc", true),
-            ("a*b*c", "acb", false),
-            ("a*a", "a", false),
-            ("", "x", false),
-        ] {
-            assert_eq!(matches(pattern, name), yes, "{pattern} {name}");
-        }
     }
 
     #[test]

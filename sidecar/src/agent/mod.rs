@@ -7,11 +7,13 @@ pub(crate) mod launch;
 pub(crate) mod map;
 pub(crate) mod opencode;
 pub(crate) mod router;
+pub(crate) mod rules;
 pub(crate) mod runner;
 pub(crate) mod stream;
 pub(crate) mod supervisor;
 pub(crate) mod text;
 mod timings;
+mod wildcard;
 pub(crate) mod wire;
 
 #[cfg(test)]

@@ -62,6 +62,8 @@ pub(crate) enum OcKind {
     PermissionAsked(Permission),
     PermissionReplied {
         id: String,
+        /// `once`, `always` or `reject`.
+        reply: String,
     },
     QuestionAsked {
         id: String,
@@ -315,7 +317,8 @@ impl OcEvent {
                 let id = id(&properties, "requestID")
                     .or_else(|| id(&properties, "permissionID"))
                     .unwrap_or_default();
-                (session, OcKind::PermissionReplied { id })
+                let reply = line(&properties, "reply", MAX_NAME);
+                (session, OcKind::PermissionReplied { id, reply })
             }
             "question.asked" => {
                 let asked = OcKind::QuestionAsked {

@@ -1,19 +1,12 @@
 //! `/sessions/{id}/approvals`: what waits for somebody's consent.
 
 use super::{body, error::ApiError, path::InPath, session};
-use crate::{
-    app::App,
-    auth::Caller,
-    store::{
-        record::{Always, Note},
-        session::now,
-    },
-};
+use crate::{app::App, auth::Caller, store::session::Settle};
 use axum::{Extension, Json, body::Body, extract::State};
 use contract::{
-    ErrorBody, ErrorCode, Event, EventBody,
-    approval::{Answer, ApprovalList, Decision},
-    event::{ApprovalEvent, ApprovalState, MAIN_AGENT},
+    ErrorBody, ErrorCode,
+    approval::{Answer, ApprovalList},
+    event::DecidedBy,
 };
 use http::{HeaderMap, StatusCode};
 use std::sync::Arc;
@@ -26,8 +19,7 @@ pub(super) async fn list(
     InPath(id): InPath<String>,
 ) -> Result<Json<ApprovalList>, ApiError> {
     let session = session(&app, &id)?;
-    let mut approvals: Vec<_> = session.state().pending.values().cloned().collect();
-    approvals.sort_by_key(|approval| approval.since);
+    let approvals = session.state().asks.list(session.id());
     Ok(Json(ApprovalList { approvals }))
 }
 
@@ -46,57 +38,25 @@ pub(super) async fn answer(
     let session = session(&app, &id)?;
     let (object, _) = body::read(&headers, body).await?;
     let Answer { decision, message } = body::answer(object)?;
-    let (approval, turn) = {
-        let mut state = session.state();
-        // Removed under the lock: of two answers at once one is late.
-        let approval = state.pending.remove(&approval_id).ok_or_else(|| {
-            ApiError::new(
-                ErrorCode::ApprovalNotFound,
-                "nothing waits under this id: it was answered, or its turn is over",
-            )
-        })?;
-        (approval, state.turn)
+    let settle = Settle {
+        decision,
+        decided: DecidedBy::Caller,
+        by: caller.subject,
+        message,
     };
-    if decision == Decision::Always {
-        let always = Always {
-            permission: approval.permission.clone(),
-            patterns: approval.patterns.clone(),
-            decision: Decision::Once,
-        };
-        session.note(Note::Always(always.clone()))?;
-        session.state().always.push(always);
-    }
-    let state = if decision == Decision::Reject {
-        ApprovalState::Rejected
-    } else {
-        ApprovalState::Approved
-    };
-    let event = ApprovalEvent {
-        approval_id: approval_id.clone(),
-        state,
-        permission: approval.permission,
-        patterns: approval.patterns,
-        call_id: approval.call_id,
-        by: Some(caller.subject),
-        message: message.clone(),
-    };
-    let event = Event {
-        turn,
-        ts: now(),
-        agent: MAIN_AGENT.into(),
-        body: EventBody::Approval(event),
-    };
-    let ticket = session.append(event)?;
+    let ticket = session.settle(&approval_id, &settle)?.ok_or_else(|| {
+        ApiError::new(
+            ErrorCode::ApprovalNotFound,
+            "nothing waits under this id: it was answered, or its turn is over",
+        )
+    })?;
+    app.metrics.watch.settled(&settle);
     app.store.durable(&session, ticket).await?;
-    let reply = if decision == Decision::Reject {
-        Decision::Reject
-    } else {
-        Decision::Once
-    };
+    let answered = settle.answered();
     let told = app
         .agent
         .opencode()
-        .reply_permission(&approval_id, reply, message.as_deref())
+        .reply_permission(&approval_id, answered.decision, answered.message.as_deref())
         .await;
     app.changed();
     match told {

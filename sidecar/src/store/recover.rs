@@ -53,7 +53,7 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                     }
                 }
                 Ok(Note::TakenUp { .. }) => {}
-                Ok(Note::Always(always)) => state.always.push(always),
+                Ok(Note::Always(always)) => state.asks.always.push(always),
                 Err(error) => {
                     tracing::warn!(session_id = log.name(), %error, "a note is not understood");
                 }
@@ -79,8 +79,7 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
     if open.is_some() {
         state.running = Some(Running::default());
     } else {
-        state.pending.clear();
-        state.answered.clear();
+        state.asks.clear();
     }
     Ok(created.map(|created| Recovered {
         created,

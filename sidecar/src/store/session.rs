@@ -1,11 +1,14 @@
 //! One session: its journal and what is known of it now.
 
+mod asks;
+
+pub(crate) use asks::{Asks, Settle, settled};
+
 use super::derived::Bell;
-use super::record::{Always, Created, Idempotency, Note, Record, TurnNote};
+use super::record::{Created, Idempotency, Note, Record, TurnNote};
 use crate::{activity::Doing, proxy::Target};
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId, Usage,
-    approval::{Approval, Decision},
     event::{ApprovalState, Complete, ErrorEvent, MAIN_AGENT, StatusKind, TurnError},
     session::{Session as SessionBody, SessionState},
 };
@@ -14,7 +17,7 @@ use journal::{AppendError, Log, Position};
 use secrecy::SecretString;
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -65,10 +68,7 @@ pub(crate) struct State {
     pub running: Option<Running>,
     /// OpenCode has the prompt of the turn under way.
     pub delivered: bool,
-    pub pending: BTreeMap<String, Approval>,
-    /// Answers of the turn under way, for asks that OpenCode still holds after a restart.
-    pub answered: HashMap<String, Decision>,
-    pub always: Vec<Always>,
+    pub asks: Asks,
 }
 
 /// The turn under way.
@@ -155,26 +155,39 @@ impl Session {
         turn: u32,
         events: impl IntoIterator<Item = (String, EventBody)>,
     ) -> Result<(), JournalError> {
+        self.emit_last(turn, events).await.map(drop)
+    }
+
+    /// As [`Self::emit`]; returns the ticket of the last event, 0 without any.
+    pub(crate) async fn emit_last(
+        &self,
+        turn: u32,
+        events: impl IntoIterator<Item = (String, EventBody)>,
+    ) -> Result<u64, JournalError> {
+        let mut ticket = 0;
         for (agent, body) in events {
             let mut view = self.view.subscribe();
             while self.log.queued_bytes() > QUEUE_HIGH {
                 view.changed().await.map_err(|_| JournalError)?;
             }
-            self.append(Event {
+            ticket = self.append(Event {
                 turn,
                 ts: now(),
                 agent,
                 body,
             })?;
         }
-        Ok(())
+        Ok(ticket)
     }
 
     /// Appends one event of the turn under way; fails when its end was appended before: nothing comes
     /// after it. Returns the event's ticket.
     pub(crate) fn append(&self, event: Event) -> Result<u64, JournalError> {
         // Held while appending, so that the end of a turn cannot slip in between.
-        let mut state = self.state();
+        self.append_locked(&mut self.state(), event)
+    }
+
+    fn append_locked(&self, state: &mut State, event: Event) -> Result<u64, JournalError> {
         if state.running.is_none() || state.turn != event.turn {
             tracing::debug!(session_id = %self.id(), "an event came after the end of its turn");
             return Err(JournalError);
@@ -262,8 +275,7 @@ impl Session {
     pub(crate) fn end(&self, event: Event) -> Result<u64, JournalError> {
         let mut state = self.state();
         state.apply(&event);
-        state.pending.clear();
-        state.answered.clear();
+        state.asks.clear();
         state.running = None;
         let ticket = self.log.append_urgent(Record::Event(event));
         let ticket = ticket.map_err(|error| self.refused(&error))?;
@@ -344,8 +356,7 @@ impl State {
         "recorded, not yet started".clone_into(&mut self.reason);
         self.updated_at = Some(note.at);
         self.message_id.clone_from(&note.message_id);
-        self.answered.clear();
-        self.pending.clear();
+        self.asks.clear();
         if note.turn == 1 {
             self.first_turn.started_at = Some(note.at);
         }
@@ -371,7 +382,7 @@ impl State {
                     self.usage += usage;
                 }
             }
-            EventBody::Approval(approval) => self.apply_approval(event, approval),
+            EventBody::Approval(approval) => self.asks.apply(event, approval),
             EventBody::Output(_)
             | EventBody::ToolCall(_)
             | EventBody::ToolResult(_)
@@ -385,32 +396,6 @@ impl State {
                 EventBody::Complete(complete) => self.first_turn.complete = Some(complete.clone()),
                 EventBody::Error(error) => self.first_turn.error = Some(error.clone()),
                 _ => self.first_turn.cancelled = true,
-            }
-        }
-    }
-
-    fn apply_approval(&mut self, event: &Event, approval: &contract::event::ApprovalEvent) {
-        let id = approval.approval_id.clone();
-        match approval.state {
-            ApprovalState::Pending => {
-                self.pending.insert(
-                    id.clone(),
-                    Approval {
-                        approval_id: id,
-                        permission: approval.permission.clone(),
-                        patterns: approval.patterns.clone(),
-                        call_id: approval.call_id.clone(),
-                        since: event.ts,
-                    },
-                );
-            }
-            ApprovalState::Approved => {
-                self.pending.remove(&id);
-                self.answered.insert(id, Decision::Once);
-            }
-            ApprovalState::Rejected => {
-                self.pending.remove(&id);
-                self.answered.insert(id, Decision::Reject);
             }
         }
     }

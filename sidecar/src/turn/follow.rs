@@ -5,14 +5,12 @@ use crate::{
     agent::{
         opencode::{Activity, OpenCodeError, PromptBody},
         router::{FromAgent, Subscription},
+        rules::Rules,
         wire::{OcEvent, OcKind, SessionStatus},
     },
     store::{record::Note, session::JournalError},
 };
-use contract::{
-    approval::Decision,
-    event::{StatusKind, TurnError},
-};
+use contract::event::{StatusKind, TurnError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -65,14 +63,7 @@ impl Drive {
     async fn deliver(&mut self) -> Result<Result<(), OpenCodeError>, JournalError> {
         let agent = self.agent().clone();
         let opencode = agent.opencode();
-        let rules = crate::agent::launch::session_rules(
-            &self.app.config.pod(),
-            self.session
-                .created
-                .model_config
-                .as_ref()
-                .and_then(|m| m.enabled_tools.as_deref()),
-        );
+        let rules = Rules::of(&self.app.config.pod(), self.enabled_tools()).for_opencode();
         let title = self.session.id().to_string();
         if let Err(error) = opencode
             .ensure_session(self.oc_session(), &title, &rules)
@@ -170,6 +161,7 @@ impl Drive {
                     Some(FromAgent::AgentDown { reason }) => return self.agent_died(&reason).await,
                     None => return self.agent_died("its connection ended").await,
                 },
+                () = overdue(self.until_overdue()) => self.expire_asks().await?,
                 () = tokio::time::sleep_until(next_look) => match self.look().await? {
                     Look::End(end) => return Ok(end),
                     Look::Working => {
@@ -194,6 +186,7 @@ impl Drive {
     async fn take(&mut self, event: &OcEvent) -> Result<bool, JournalError> {
         match &event.kind {
             OcKind::PermissionAsked(ask) => self.permission_asked(ask).await?,
+            OcKind::PermissionReplied { id, reply } => self.permission_replied(id, reply).await?,
             OcKind::QuestionAsked { id, .. } => self.question_asked(id).await,
             OcKind::SessionCreated { id, .. }
                 if self.map.owns(event.session.as_deref().unwrap_or(id)) => {}
@@ -294,8 +287,8 @@ impl Drive {
     /// OpenCode is idle and the turn has no end: say what can be known.
     fn given_up(&self) -> End {
         let outcome = self.map.outcome();
-        let rejected = |decision: &Decision| *decision == Decision::Reject;
-        let refused = self.refused || self.session.state().answered.values().any(rejected);
+        let rejected = self.session.state().asks.was_rejected();
+        let refused = self.refused || rejected;
         if refused || outcome.aborted {
             return End::failed(
                 TurnError::Rejected,
@@ -330,6 +323,14 @@ impl Drive {
                 "OpenCode ended in mid-turn: {reason}. What it stored is kept; send a prompt to go on"
             ),
         ))
+    }
+}
+
+/// Returns after this time; never without one.
+async fn overdue(left: Option<Duration>) {
+    match left {
+        Some(left) => tokio::time::sleep(left).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -12,7 +12,7 @@ use contract::{
 };
 use std::fs;
 
-fn approvals(reader: &Reader) -> Vec<&ApprovalEvent> {
+pub(crate) fn approvals(reader: &Reader) -> Vec<&ApprovalEvent> {
     reader
         .bodies()
         .filter_map(|body| match body {
@@ -23,7 +23,7 @@ fn approvals(reader: &Reader) -> Vec<&ApprovalEvent> {
 }
 
 /// Waits for the next ask; its id.
-async fn ask(stack: &Stack, reader: &mut Reader, id: &SessionId) -> String {
+pub(crate) async fn ask(stack: &Stack, reader: &mut Reader, id: &SessionId) -> String {
     let pending = |reader: &Reader| {
         approvals(reader)
             .last()
@@ -40,7 +40,7 @@ async fn ask(stack: &Stack, reader: &mut Reader, id: &SessionId) -> String {
     list[0].approval_id.clone()
 }
 
-async fn answer(
+pub(crate) async fn answer(
     stack: &Stack,
     id: &SessionId,
     approval: &str,

@@ -15,6 +15,7 @@ mod double;
 mod hostile;
 mod launch;
 mod observed;
+mod policy;
 mod process;
 mod prompt;
 mod providers;

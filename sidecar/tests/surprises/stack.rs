@@ -417,6 +417,35 @@ impl Stack {
         answer.json().await.unwrap()
     }
 
+    /// Tells OpenCode something, as a process in the agent's container could.
+    pub(crate) async fn post_opencode(&self, path: &str, body: Value) {
+        let password =
+            fs::read_to_string(self.dir.join("journal/private/opencode-password")).unwrap();
+        let directory = self.dir.join("workspace");
+        let answer = self
+            .http
+            .post(format!("http://127.0.0.1:{}{path}", self.opencode_port))
+            .query(&[("directory", directory.to_str().unwrap())])
+            .basic_auth("opencode", Some(password))
+            .header("content-type", "application/json")
+            .body(body.to_string())
+            .send()
+            .await
+            .unwrap();
+        assert!(answer.status().is_success(), "{answer:?}");
+    }
+
+    /// The sidecar's metrics, by name with labels.
+    pub(crate) async fn metrics(&self) -> std::collections::BTreeMap<String, f64> {
+        let answer = self.http.get(self.url("/metrics")).bearer_auth(TOKEN);
+        let text = answer.send().await.unwrap().text().await.unwrap();
+        text.lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.rsplit_once(' '))
+            .filter_map(|(name, value)| Some((name.to_owned(), value.parse().ok()?)))
+            .collect()
+    }
+
     /// Texts of the assistant that OpenCode has stored for a session, by part.
     pub(crate) async fn stored_texts(
         &self,

@@ -87,6 +87,8 @@ enum Mark {
 /// How far a tool call is.
 #[derive(Debug, Default)]
 struct Call {
+    /// As OpenCode names it.
+    tool: String,
     called: bool,
     /// Some of its output was said.
     spoke: bool,
@@ -229,6 +231,12 @@ impl TurnMap {
     /// Our `call_id` of OpenCode's call (the latest one with that id).
     pub(crate) fn call_of(&self, opencode_call_id: &str) -> Option<String> {
         self.call_ids.get(opencode_call_id).cloned()
+    }
+
+    /// The tool of one of our calls.
+    pub(crate) fn tool_of(&self, call: &str) -> Option<&str> {
+        let call = self.calls.get(call)?;
+        Some(call.tool.as_str()).filter(|tool| !tool.is_empty())
     }
 
     /// The agent of a session; the main one where the session is none of this turn.

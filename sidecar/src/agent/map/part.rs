@@ -148,6 +148,9 @@ impl TurnMap {
         let Some(call) = self.calls.entry(&part.id, Call::default) else {
             return;
         };
+        if call.tool.is_empty() {
+            tool.clone_into(&mut call.tool);
+        }
         if call.done && call.called {
             self.after_tool(session, state, out);
             return;

@@ -19,9 +19,10 @@ impl TurnMap {
                     }
                 }
             },
-            EventBody::ToolCall(call) => {
-                if let Some(call) = self.calls.entry(&call.call_id, Call::default) {
+            EventBody::ToolCall(said) => {
+                if let Some(call) = self.calls.entry(&said.call_id, Call::default) {
                     call.called = true;
+                    call.tool.clone_from(&said.tool);
                 }
             }
             EventBody::ToolResult(result) => {

@@ -39,7 +39,10 @@ fn approval(state: ApprovalState, by: Option<&str>) -> EventBody {
         state,
         permission: "bash".into(),
         patterns: vec!["rm -rf `burrow`".into(), "ls\n# heading".into()],
+        tool: None,
         call_id: None,
+        until: None,
+        decided: None,
         by: by.map(Into::into),
         message: by.map(|_| "go\u{7} on".into()),
     })

@@ -1,0 +1,99 @@
+//! What bounds a pod and who decides in it: limits, approvals.
+
+use super::Invalid;
+use contract::pod::{self, Limits, PolicyRule, ToolAction};
+use crds::session::{
+    self, agent,
+    approvals::{ApprovalRule, Approvals, OnTimeout},
+};
+use std::ops::RangeInclusive;
+
+const WEEK: u64 = 168 * 3600;
+
+pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
+    let session::Limits {
+        max_concurrent_sessions,
+        turn_timeout,
+    } = limits;
+    Ok(Limits {
+        max_concurrent_sessions: number(
+            "limits.maxConcurrentSessions",
+            *max_concurrent_sessions,
+            1..=100,
+            "it must lie between 1 and 100",
+        )?,
+        turn_timeout_seconds: seconds(
+            "limits.turnTimeout",
+            turn_timeout,
+            1..=WEEK,
+            "it must lie between 1s and 168h; write it as in 1h30m",
+        )?,
+    })
+}
+
+pub(super) fn approvals(approvals: &Approvals) -> Result<pod::Approvals, Invalid> {
+    let Approvals {
+        policy,
+        timeout,
+        on_timeout,
+    } = approvals;
+    let rules = policy.iter().map(|rule| {
+        let ApprovalRule {
+            tool,
+            pattern,
+            action: what,
+        } = rule;
+        PolicyRule {
+            tool: tool.clone(),
+            pattern: pattern.clone(),
+            action: action(*what),
+        }
+    });
+    Ok(pod::Approvals {
+        policy: rules.collect(),
+        timeout_seconds: seconds(
+            "approvals.timeout",
+            timeout,
+            1..=WEEK,
+            "it must lie between 1s and 168h; write it as in 10m",
+        )?,
+        on_timeout: match on_timeout {
+            OnTimeout::Deny => pod::OnTimeout::Deny,
+            OnTimeout::Allow => pod::OnTimeout::Allow,
+        },
+    })
+}
+
+pub(super) fn action(action: agent::ToolAction) -> ToolAction {
+    match action {
+        agent::ToolAction::Allow => ToolAction::Allow,
+        agent::ToolAction::Ask => ToolAction::Ask,
+        agent::ToolAction::Deny => ToolAction::Deny,
+    }
+}
+
+fn number(
+    field: &'static str,
+    value: i32,
+    range: RangeInclusive<u32>,
+    rule: &'static str,
+) -> Result<u32, Invalid> {
+    u32::try_from(value)
+        .ok()
+        .filter(|n| range.contains(n))
+        .ok_or(Invalid::OutOfRange { field, rule })
+}
+
+fn seconds(
+    field: &'static str,
+    text: &str,
+    range: RangeInclusive<u64>,
+    rule: &'static str,
+) -> Result<u64, Invalid> {
+    text.parse::<kube::core::Duration>()
+        .ok()
+        .filter(|d| !d.is_negative())
+        .map(|d| std::time::Duration::from(d).as_secs())
+        .filter(|s| range.contains(s))
+        .ok_or(Invalid::OutOfRange { field, rule })
+}
