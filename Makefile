@@ -34,6 +34,14 @@ check: ## the inner loop: format, lints, unit tests, licences, generated files
 bench: ## print the figures of docs/benchmarks.md
 	@hack/bench.sh
 
+.PHONY: bench-journal
+bench-journal: ## the journal beside SQLite and bare loops on this disk; no cluster
+	@hack/bench-journal.sh
+
+.PHONY: fuzz
+fuzz: ## fuzz every parser for a minute each (FUZZ_SECONDS); needs a nightly compiler
+	@hack/fuzz.sh
+
 .PHONY: cluster
 cluster: ## a cluster for development: KUBECONFIG's, kind's, or one built here
 	@deploy/local/cluster.sh up

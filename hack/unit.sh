@@ -10,6 +10,6 @@ cargo build -q --locked -p runner -p scripted-model
 export RUNNER_BIN=$CARGO_TARGET_DIR/debug/opencode-runner
 # The long versions of the suites, for `make test-long`.
 if [ -n "${LONG:-}" ]; then
-  export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-50000}
+  export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
 cargo test --locked --workspace --exclude tests -- "$@"

@@ -13,6 +13,8 @@ mod entry;
 mod error;
 mod frame;
 pub mod fs;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod inspect;
 mod journal;
 mod log;

@@ -10,6 +10,8 @@ mod api;
 mod app;
 mod auth;
 pub(crate) mod config;
+#[doc(hidden)]
+pub mod fuzz;
 mod inspect;
 mod isolation;
 pub(crate) mod keys;

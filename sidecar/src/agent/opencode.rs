@@ -430,3 +430,32 @@ fn read_list<T>(
     let all: Vec<Value> = read(call, body)?;
     Ok(all.into_iter().take(ITEMS_MAX).filter_map(entry).collect())
 }
+
+/// Any bytes as any of OpenCode's answers.
+pub(crate) fn fuzz_answers(data: &[u8]) {
+    let _ = read_list("children", data, |value| {
+        serde_json::from_value::<Child>(value).ok()
+    });
+    let _ = read_list("questions", data, |value| {
+        serde_json::from_value::<Question>(value).ok()
+    });
+    let _ = read_list("permissions", data, permission);
+    let client = OpenCode::new(
+        9,
+        &SecretString::from("x"),
+        Path::new("/workspace"),
+        Bounds::default(),
+    );
+    if let Ok(diffs) = read_list("diff", data, |value| client.file_diff(value)) {
+        assert!(
+            diffs
+                .iter()
+                .all(|diff| matches!(diff.status.as_str(), "added" | "deleted" | "modified"))
+        );
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        // An id never leads to another path.
+        assert!(!segment(text).contains(['/', '?', '#', '.']));
+        assert!(clip(text.to_owned(), 64).len() <= 64);
+    }
+}

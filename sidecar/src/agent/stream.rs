@@ -187,3 +187,31 @@ impl Lines {
         Some(Line::Whole(line.strip_suffix(b"\r").unwrap_or(line)))
     }
 }
+
+/// Any bytes as a stream, in pieces of any length: the same lines come out however it is cut.
+pub(crate) fn fuzz_lines(data: &[u8]) {
+    const MOST: usize = 300;
+    let cut = |size: usize| {
+        let mut lines = Lines::new(MOST);
+        let mut out = Vec::new();
+        for piece in data.chunks(size) {
+            let mut chunk = Bytes::copy_from_slice(piece);
+            while !chunk.is_empty() {
+                if let Some(line) = lines.take(&mut chunk) {
+                    let _ = read(&line);
+                    out.push(match line {
+                        Line::Whole(line) => Some(line.to_vec()),
+                        Line::TooLong => None,
+                    });
+                }
+            }
+            assert!(lines.held.len() <= MOST);
+        }
+        out
+    };
+    let whole = cut(data.len().max(1));
+    assert!(whole.iter().flatten().all(|line| line.len() <= MOST));
+    for size in [1, 7, 64] {
+        assert_eq!(cut(size), whole);
+    }
+}

@@ -7,7 +7,7 @@
 pub(crate) mod alias;
 mod answer;
 pub(crate) mod bindings;
-mod edit;
+pub(crate) mod edit;
 mod endpoint;
 mod guard;
 mod inbound;
