@@ -18,24 +18,30 @@ use std::{
 };
 
 const BYTES: usize = 200;
-const TIME: Duration = Duration::from_millis(1500);
+/// A run of a peer is so many slices of this, in turns with the others': disks have moods.
+const SLICE: Duration = Duration::from_millis(250);
+const SLICES: usize = 6;
 
 pub(crate) fn run(dir: &Path, table: &mut Table) -> Result<(), Failure> {
     for writers in [5, 64, 256] {
         let mut all = [(); 4].map(|()| Series::default());
         for i in 0..RUNS {
-            let at = |name: &str| dir.join(format!("{name}-{writers}-{i}"));
-            // Whoever goes first may find another disk than whoever goes last.
-            let mut order: [usize; 4] = [0, 1, 2, 3];
-            order.rotate_left(i % 4);
-            for peer in order {
-                let value = match peer {
-                    0 => journal(&at("journal"), writers)?,
-                    1 => group(&at("group"), writers)?,
-                    2 => each(&at("each"), writers)?,
-                    _ => sqlite_full(&at("sqlite"), writers)?,
-                };
-                all[peer].push(value);
+            let mut sums = [0.0; 4];
+            for slice in 0..SLICES {
+                let at = |name: &str| dir.join(format!("{name}-{writers}-{i}-{slice}"));
+                let mut order: [usize; 4] = [0, 1, 2, 3];
+                order.rotate_left(slice % 4);
+                for peer in order {
+                    sums[peer] += match peer {
+                        0 => journal(&at("journal"), writers)?,
+                        1 => group(&at("group"), writers)?,
+                        2 => each(&at("each"), writers)?,
+                        _ => sqlite_full(&at("sqlite"), writers)?,
+                    };
+                }
+            }
+            for (series, sum) in all.iter_mut().zip(sums) {
+                series.push(sum / SLICES as f64);
             }
         }
         let [ours, group, each, sqlite] = &all;
@@ -95,7 +101,7 @@ fn drive(
                 })
             })
             .collect();
-        std::thread::sleep(TIME);
+        std::thread::sleep(SLICE);
         stop.store(true, Ordering::Relaxed);
         threads
             .into_iter()

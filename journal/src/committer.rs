@@ -3,7 +3,7 @@
 //! timer, and the batch is as large as the disk is slow.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::entry::Entry;
 use crate::error::{CloseError, Fault, Health};
@@ -13,6 +13,10 @@ use crate::registry::Registry;
 use crate::reserve::Reserve;
 use crate::shared::{FAILED, FULL, Shared};
 use crate::sync::lock;
+
+/// How long nothing has to come before a log counts as idle and gets its mark: in a steady flow a
+/// mark after each batch would only be a further write.
+const LINGER: Duration = Duration::from_millis(2);
 
 /// Bytes encoded before they are written: one write for all but the largest batches.
 const CHUNK: usize = 1 << 20;
@@ -79,9 +83,16 @@ impl<E: Entry> Committer<E> {
     fn wait(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut signal = lock(&shared.signal);
+        let mut lingered = false;
         loop {
             if signal.closing || !signal.dirty.is_empty() {
                 return signal.closing;
+            }
+            if !self.unmarked.is_empty() && !lingered {
+                lingered = true;
+                let waited = shared.wake.wait_timeout(signal, LINGER);
+                signal = waited.unwrap_or_else(std::sync::PoisonError::into_inner).0;
+                continue;
             }
             if !self.unmarked.is_empty() {
                 drop(signal);

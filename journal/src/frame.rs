@@ -175,6 +175,24 @@ impl Head {
         self.kind & !START == MARK
     }
 
+    /// As [`matches`](Self::matches) for a whole frame in a buffer that may be written to: one
+    /// checksum over what lies together, which for short payloads takes half the time. The frame
+    /// is left as it was.
+    #[inline]
+    pub(crate) fn matches_whole(self, seed: u32, offset: u32, frame: &mut [u8]) -> bool {
+        if frame.len() != FRAME + self.len {
+            return false;
+        }
+        let mut saved = [0; 8];
+        saved.copy_from_slice(&frame[..8]);
+        // The kind stands where it does in the checksum's order.
+        frame[..4].copy_from_slice(&offset.to_le_bytes());
+        frame[4..8].copy_from_slice(&saved[..4]);
+        let crc = crc32c::crc32c_append(seed, frame);
+        frame[..8].copy_from_slice(&saved);
+        crc == self.crc
+    }
+
     /// Whether `payload` is the one that was written with this head at `offset`.
     #[inline]
     pub(crate) fn matches(self, seed: u32, offset: u32, payload: &[u8]) -> bool {
@@ -252,6 +270,17 @@ mod tests {
         let bytes = frame(header.seed(), 48, EVENT, b"hi");
         let head = Head::decode(&bytes).unwrap();
         assert!(head.matches(header.seed(), 48, b"hi"));
+        let mut whole = bytes.clone();
+        assert!(head.matches_whole(header.seed(), 48, &mut whole));
+        assert!(!head.matches_whole(header.seed(), 49, &mut whole));
+        assert!(!head.matches_whole(header.seed(), 48, &mut whole[..FRAME + 1]));
+        assert_eq!(whole, bytes, "it is left as it was");
+        for at in 0..bytes.len() * 8 {
+            let mut rotten = bytes.clone();
+            rotten[at / 8] ^= 1 << (at % 8);
+            let head = Head::decode(&rotten);
+            assert!(!head.is_some_and(|h| h.matches_whole(header.seed(), 48, &mut rotten)));
+        }
         assert!(!head.matches(header.seed(), 49, b"hi"));
         assert!(!head.matches(header.seed(), 48, b"ho"));
         assert!(!head.matches(header.seed(), 48, b"h"));

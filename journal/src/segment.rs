@@ -209,17 +209,16 @@ impl Segment {
         while at < out.len() {
             let offset = start + (at - base) as u32;
             let head = Head::decode(&out[at..]);
-            let payload = head.and_then(|h| out.get(at + FRAME..at + FRAME + h.len));
-            match (head, payload) {
-                (Some(head), Some(payload)) if head.matches(self.seed, offset, payload) => {
-                    number += u64::from(head.is_event());
-                    at += FRAME + head.len;
-                }
-                _ => {
-                    out.truncate(base);
-                    return Err(self.damaged(u64::from(offset)));
-                }
-            }
+            let whole = head.filter(|h| {
+                let frame = out.get_mut(at..at + FRAME + h.len);
+                frame.is_some_and(|frame| h.matches_whole(self.seed, offset, frame))
+            });
+            let Some(head) = whole else {
+                out.truncate(base);
+                return Err(self.damaged(u64::from(offset)));
+            };
+            number += u64::from(head.is_event());
+            at += FRAME + head.len;
         }
         if at - base != len || number == from {
             out.truncate(base);
