@@ -21,6 +21,9 @@ pub struct Config {
     pub workspace: PathBuf,
     /// Time between SIGTERM and SIGKILL where no request says it (`RUNNER_GRACE_MS`).
     pub grace: Duration,
+    /// The only user whose processes may ask; absent: any that can open the socket and runs not below the
+    /// runner (`RUNNER_PEER_UID`).
+    pub peer_uid: Option<u32>,
     /// Whether OpenCode is isolated: always, unless `RUNNER_ISOLATION` is `off`, which is for tests that
     /// show what isolation is good for.
     pub isolate: bool,
@@ -51,6 +54,9 @@ impl Config {
             .and_then(|v| v.to_str()?.parse().ok())
             .map_or(DEFAULT_GRACE, Duration::from_millis)
             .min(GRACE_MAX);
+        let peer_uid = env
+            .get(&OsString::from("RUNNER_PEER_UID"))
+            .and_then(|v| v.to_str()?.parse().ok());
         let isolate = env
             .get(&OsString::from("RUNNER_ISOLATION"))
             .is_none_or(|v| v != "off");
@@ -69,6 +75,7 @@ impl Config {
             socket,
             workspace,
             grace,
+            peer_uid,
             isolate,
             child_env: env,
         }

@@ -81,11 +81,18 @@ pub async fn serve(
 }
 
 impl Server {
+    /// Whether the peer is not of the user that the sidecar runs as. The kernel wrote it down when the
+    /// connection was made: a connection handed on keeps it.
+    fn is_stranger(&self, stream: &UnixStream) -> bool {
+        let wanted = self.supervisor.config().peer_uid;
+        wanted.is_some_and(|uid| stream.peer_cred().map_or(true, |peer| peer.uid() != uid))
+    }
+
     async fn connection(&self, mut stream: UnixStream) -> io::Result<()> {
-        if is_descendant(&stream) {
+        if is_descendant(&stream) || self.is_stranger(&stream) {
             return write(
                 &mut stream,
-                &failed(Failure::Denied, "not for the agent's processes"),
+                &failed(Failure::Denied, "not for processes of the agent"),
             )
             .await;
         }

@@ -5,17 +5,20 @@ use rustix::process::{
     DumpableBehavior, Resource, Rlimit, Signal, getpid, set_child_subreaper, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit, setsid,
 };
+use rustix::thread::set_no_new_privs;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-/// Keeps the runner's memory from being read, forbids core dumps here and in every child, and makes
+/// Keeps the runner's memory from being read, forbids core dumps and more privileges here and in every child, and makes
 /// orphans ours where we are not pid 1 (outside of a pod).
 ///
 /// # Errors
 /// The kernel refuses one of them.
 pub fn harden() -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // Of this thread and all that it starts; the others start later.
+    set_no_new_privs(true)?;
     setrlimit(
         Resource::Core,
         Rlimit {

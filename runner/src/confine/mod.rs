@@ -130,8 +130,7 @@ impl Plan {
 /// shell in the image, or they cannot be written.
 #[must_use]
 pub fn tool_variables(config: &Config, launch: &Launch) -> Vec<(String, OsString)> {
-    let path = spawn::variable(config, launch, "PATH");
-    match tools::install(config, &path, &launch.confinement) {
+    match tools::install(config, launch) {
         Ok(installed) => installed,
         Err(error) => {
             log::error(

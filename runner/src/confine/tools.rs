@@ -6,8 +6,9 @@
 
 use super::{Error, landlock};
 use crate::config::Config;
-use crate::spawn::find;
-use contract::runner::Confinement;
+use crate::home;
+use crate::spawn::{find, variable};
+use contract::runner::{Confinement, Launch};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -31,6 +32,17 @@ const SHELLS: [&str; 6] = ["bash", "sh", "dash", "ash", "ksh", "zsh"];
 /// configuration makes it run needs none either.
 const OFFLINE: [&str; 2] = ["git", "rg"];
 
+/// A script that Bun, which OpenCode is built on, runs in the process before all else.
+const GUARD: &str = "guard.js";
+const GUARD_TEXT: &str = include_str!("guard.js");
+/// The variable that names it to Bun.
+const PRELOAD: &str = "BUN_INSPECT_PRELOAD";
+/// Folder of OpenCode's own configuration, out of the reach of its tools.
+const CONFIG: &str = "config";
+const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
+/// Where a launch believes its configuration to be, below HOME.
+const HOME_CONFIG: &str = ".config";
+
 /// What a link's program has to know.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Spec {
@@ -38,18 +50,17 @@ struct Spec {
     ports: Confinement,
     /// Program by the link's name.
     programs: BTreeMap<String, PathBuf>,
+    /// Where tools have their configuration; absent: where the XDG says.
+    config_home: Option<String>,
 }
 
 /// Makes the links and returns the variables that lead OpenCode to them.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn install(
-    config: &Config,
-    path: &OsString,
-    ports: &Confinement,
-) -> Result<Vec<(String, OsString)>, Error> {
+pub fn install(config: &Config, launch: &Launch) -> Result<Vec<(String, OsString)>, Error> {
     let folder = folder(config);
+    let path = &variable(config, launch, "PATH");
     let mut programs = BTreeMap::new();
     let mut variables = Vec::new();
     if let Some(shell) = shell(config, path) {
@@ -67,11 +78,22 @@ pub fn install(
     if let Ok(path) = std::env::join_paths(all) {
         variables.push(("PATH".to_owned(), path));
     }
+    let home = variable(config, launch, "HOME");
+    let own = Path::new(&home).join(HOME_CONFIG);
+    for (name, value) in &launch.env {
+        if let Ok(rest) = Path::new(value).strip_prefix(&own) {
+            let moved = folder.join(CONFIG).join(rest);
+            variables.push((name.clone(), moved.into_os_string()));
+        }
+    }
+    let guard = folder.join(GUARD).into_os_string();
+    variables.push((PRELOAD.to_owned(), guard));
     let spec = Spec {
-        ports: ports.clone(),
+        ports: launch.confinement.clone(),
         programs,
+        config_home: launch.env.get(XDG_CONFIG_HOME).cloned(),
     };
-    write(&folder, &spec).map_err(|source| Error::File {
+    write(&folder, &spec, launch).map_err(|source| Error::File {
         path: folder,
         source,
     })?;
@@ -94,7 +116,7 @@ fn shell(config: &Config, path: &OsString) -> Option<PathBuf> {
     find("bash", path).or_else(|| find("sh", path))
 }
 
-fn write(folder: &Path, spec: &Spec) -> io::Result<()> {
+fn write(folder: &Path, spec: &Spec, launch: &Launch) -> io::Result<()> {
     // Made anew each time: nothing of before stays, whoever made it.
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -105,6 +127,18 @@ fn write(folder: &Path, spec: &Spec) -> io::Result<()> {
     for name in spec.programs.keys() {
         symlink(&own, folder.join(name))?;
     }
+    fs::write(folder.join(GUARD), GUARD_TEXT)?;
+    let config = folder.join(CONFIG);
+    fs::create_dir(&config)?;
+    for (path, content) in &launch.home_files {
+        if let Some(path) = path
+            .strip_prefix(HOME_CONFIG)
+            .and_then(|p| p.strip_prefix('/'))
+        {
+            home::write(&config, path, content)?;
+        }
+    }
+    // Last: it makes the links work.
     fs::write(folder.join(SPEC), serde_json::to_vec(spec)?)
 }
 
@@ -136,7 +170,7 @@ pub fn become_program(link: &Path, args: &[OsString]) -> ExitCode {
     command
         .args(args)
         .env_clear()
-        .envs(environment(std::env::vars_os(), folder, program));
+        .envs(environment(std::env::vars_os(), folder, program, &spec));
     if SHELLS.contains(&&*name) && is_login() {
         command.arg0(format!("-{name}"));
     }
@@ -168,8 +202,12 @@ fn environment(
     all: impl Iterator<Item = (OsString, OsString)>,
     folder: &Path,
     program: &Path,
+    spec: &Spec,
 ) -> Vec<(OsString, OsString)> {
-    let own = |name: &OsString| name.as_encoded_bytes().starts_with(OPENCODES);
+    let own = |name: &OsString| {
+        let is_moved = name == XDG_CONFIG_HOME && spec.config_home.is_none();
+        name.as_encoded_bytes().starts_with(OPENCODES) || name == PRELOAD || is_moved
+    };
     let real = |name: OsString, value: OsString| {
         // Below, everything is in the domain already: the real ones, for others to behave as ever.
         if name == "PATH" {
@@ -178,6 +216,8 @@ fn environment(
             (name, path)
         } else if name == "SHELL" && Path::new(&value).starts_with(folder) {
             (name, program.into())
+        } else if name == XDG_CONFIG_HOME {
+            (name, spec.config_home.clone().unwrap_or_default().into())
         } else {
             (name, value)
         }
@@ -219,11 +259,18 @@ mod tests {
             ("PATH", "/bin:/run/x/tools:/usr/bin"),
             ("SHELL", "/run/x/tools/bash"),
             ("HOME", "/h"),
+            ("BUN_INSPECT_PRELOAD", "/run/x/tools/guard.js"),
+            ("XDG_CONFIG_HOME", "/run/x/tools/config"),
         ];
+        let spec = Spec {
+            config_home: Some("/h/.config".to_owned()),
+            ..Spec::default()
+        };
         let got = environment(
             given.iter().map(|(k, v)| (k.into(), v.into())),
             Path::new("/run/x/tools"),
             Path::new("/bin/bash"),
+            &spec,
         );
         let got: Vec<(&str, &str)> = got
             .iter()
@@ -234,6 +281,7 @@ mod tests {
             ("PATH", "/bin:/usr/bin"),
             ("SHELL", "/bin/bash"),
             ("HOME", "/h"),
+            ("XDG_CONFIG_HOME", "/h/.config"),
         ];
         assert_eq!(got, wanted);
     }

@@ -242,3 +242,16 @@ fn tools_of_the_agent_may_not_command_the_runner() {
         Phase::Running { .. }
     ));
 }
+
+#[test]
+fn only_the_sidecars_user_may_ask() {
+    let own = rustix::process::getuid().as_raw();
+    let other = (own + 1).to_string();
+    let runner = Runner::start_with(&[("RUNNER_PEER_UID", &other)]);
+    let Reply::Failed { code, .. } = runner.ask(&Request::Reap) else {
+        panic!("a stranger was served")
+    };
+    assert_eq!(code, Failure::Denied);
+    let runner = Runner::start_with(&[("RUNNER_PEER_UID", &own.to_string())]);
+    assert!(matches!(runner.ask(&Request::Reap), Reply::Reaped { .. }));
+}

@@ -109,6 +109,9 @@ fn config(settings: &Settings, pod: &PodConfig, providers: Value) -> Value {
         "autoupdate": false,
         "share": "disabled",
         "snapshot": true,
+        // Both would start programs that the workspace brings along, beside the tools' own domain.
+        "formatter": false,
+        "lsp": false,
         "enabled_providers": names,
         // OpenCode's defaults ask before it reads an `.env` or a folder outside, or when a call repeats:
         // nobody may be there, so only what the pod's rules put to people is asked.

@@ -62,7 +62,7 @@ fn opencode() -> PathBuf {
     path
 }
 
-pub(crate) fn start_runner(dir: &Path) -> Child {
+pub(crate) fn start_runner(dir: &Path, setup: &Setup) -> Child {
     let beside =
         Path::new(env!("CARGO_BIN_EXE_opencode-sidecar")).with_file_name("opencode-runner");
     let path = std::env::var_os("RUNNER_BIN").map_or(beside, PathBuf::from);
@@ -79,6 +79,7 @@ pub(crate) fn start_runner(dir: &Path) -> Child {
         .env("TMPDIR", dir.join("tmp"))
         .env("WORKSPACE_DIR", dir.join("workspace"))
         .env("RUNNER_SOCKET", dir.join("run/runner.sock"))
+        .envs(setup.runner_env.iter().copied())
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

@@ -13,6 +13,7 @@ mod crashes;
 mod disk;
 mod double;
 mod hostile;
+mod isolation;
 mod launch;
 mod observed;
 mod policy;

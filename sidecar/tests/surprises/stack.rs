@@ -59,6 +59,8 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
 pub(crate) struct Setup {
     /// Environment of the sidecar.
     pub(crate) env: Vec<(&'static str, String)>,
+    /// Environment of the runner.
+    pub(crate) runner_env: Vec<(&'static str, &'static str)>,
     /// Fields of the pod's configuration.
     pub(crate) config: Value,
     /// Another program than OpenCode.
@@ -75,6 +77,7 @@ impl Default for Setup {
                 seconds("MODEL_HEADER_TIMEOUT", "2"),
                 seconds("MODEL_CHUNK_TIMEOUT", "2"),
             ],
+            runner_env: Vec::new(),
             config: json!({
                 "limits": {"maxConcurrentSessions": 40, "turnTimeoutSeconds": 600},
                 "tools": [{"name": "edit", "action": "ask"}],
@@ -157,7 +160,7 @@ impl Stack {
         configure(&dir, &model.base_url(), setup.config.clone());
         let [port, proxy_port, opencode_port] = free_ports();
         before(opencode_port).await;
-        let runner = start_runner(&dir);
+        let runner = start_runner(&dir, &setup);
         guard.add(runner.id());
         let sidecar = start_sidecar(&dir, [port, proxy_port, opencode_port], &setup);
         guard.add(sidecar.id());
@@ -368,7 +371,7 @@ impl Stack {
     }
 
     pub(crate) fn start_runner(&self) {
-        let child = start_runner(&self.dir);
+        let child = start_runner(&self.dir, &self.setup);
         self.guard.as_ref().unwrap().add(child.id());
         *self.runner.lock().unwrap() = child;
     }

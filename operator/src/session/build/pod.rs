@@ -179,6 +179,7 @@ fn agent(
         env("TMPDIR", "/tmp"),
         env("WORKSPACE_DIR", WORKSPACE_DIR),
         env("RUNNER_SOCKET", &socket),
+        env("RUNNER_PEER_UID", &SIDECAR_ID.to_string()),
     ];
     variables.extend(
         validated
