@@ -39,6 +39,8 @@ const GUARD_TEXT: &str = include_str!("guard.js");
 const PRELOAD: &str = "BUN_INSPECT_PRELOAD";
 /// Folder of OpenCode's own configuration, out of the reach of its tools.
 const CONFIG: &str = "config";
+/// What OpenCode takes for HOME where it looks for its own files; all else has the real one.
+const OPENCODE_HOME: &str = "OPENCODE_TEST_HOME";
 const XDG_CONFIG_HOME: &str = "XDG_CONFIG_HOME";
 /// Where a launch believes its configuration to be, below HOME.
 const HOME_CONFIG: &str = ".config";
@@ -86,6 +88,9 @@ pub fn install(config: &Config, launch: &Launch) -> Result<Vec<(String, OsString
             variables.push((name.clone(), moved.into_os_string()));
         }
     }
+    // Or a `.opencode` in HOME counts as configuration, and OpenCode installs a package there, slowly.
+    let config_home = folder.join(CONFIG).into_os_string();
+    variables.push((OPENCODE_HOME.to_owned(), config_home));
     let guard = folder.join(GUARD).into_os_string();
     variables.push((PRELOAD.to_owned(), guard));
     let spec = Spec {
