@@ -12,6 +12,7 @@ pub mod approval;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod cursor;
+pub mod egress;
 pub mod error;
 pub mod event;
 pub mod id;

@@ -103,6 +103,20 @@ pub struct PodConfig {
 pub struct Egress {
     /// How it is bounded.
     pub mode: EgressMode,
+    /// What the egress proxy lets through; counts only in [`EgressMode::ProxyOnly`].
+    pub allow: Vec<EgressRule>,
+}
+
+/// Hosts that the egress proxy lets through.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct EgressRule {
+    /// A name, `*.` and the end of names (not the end itself), or an address.
+    pub host: String,
+    /// TCP ports; empty: 443.
+    pub ports: Vec<u16>,
+    /// Its addresses may be of private networks.
+    pub private: bool,
 }
 
 /// How the agent's connections are bounded.

@@ -4,6 +4,7 @@ use crate::{
     activity::{self, Facts},
     agent::supervisor::Agent,
     config::Config,
+    egress::Refused,
     keys::ProviderKeys,
     metrics::Metrics,
     proxy::{Bindings, Observation, Target, What},
@@ -35,6 +36,8 @@ pub(crate) struct App {
     pub agent: Agent,
     pub bindings: Bindings,
     pub metrics: Metrics,
+    /// Where the agent wanted to go and may not.
+    pub refused: Arc<Refused>,
     pub shutdown: CancellationToken,
     /// Running turns: the process ends after them.
     pub turns: TaskTracker,

@@ -64,7 +64,7 @@ pub(crate) fn check(
 
 fn needed(method: &Method, path: &str) -> Scope {
     match (method, path) {
-        (_, "/events" | "/metrics") => Scope::SummaryRead,
+        (_, "/events" | "/metrics" | "/egress") => Scope::SummaryRead,
         (&Method::GET | &Method::HEAD, _) => Scope::SessionsRead,
         _ => Scope::SessionsWrite,
     }
@@ -132,6 +132,8 @@ mod tests {
         assert!(reader.may(needed(&Method::GET, "/sessions")));
         assert!(!reader.may(needed(&Method::POST, "/sessions")));
         assert!(!reader.may(needed(&Method::DELETE, "/sessions/a")));
-        assert!(!reader.may(needed(&Method::GET, "/events")));
+        for of_the_pod in ["/events", "/metrics", "/egress"] {
+            assert!(!reader.may(needed(&Method::GET, of_the_pod)));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! `api` answers requests, `store` keeps sessions in the journal, `turn` drives one turn from prompt
 //! to its last event, `agent` talks to runner and OpenCode (both untrusted), `proxy` puts keys into
-//! model calls.
+//! model calls, `egress` is the way out where the agent has no other.
 
 mod activity;
 pub(crate) mod agent;
@@ -10,6 +10,7 @@ mod api;
 mod app;
 mod auth;
 pub(crate) mod config;
+mod egress;
 #[doc(hidden)]
 pub mod fuzz;
 mod inspect;

@@ -8,6 +8,7 @@ use crate::{
     api,
     app::App,
     config::{Config, ConfigError},
+    egress::{self, Egress},
     keys::ProviderKeys,
     metrics::Metrics,
     proxy::{self, Bindings, Proxy, ProxyError},
@@ -104,11 +105,14 @@ impl From<ProxyError> for RunError {
 }
 
 /// Runs until SIGTERM or SIGINT, or until a part fails that others need.
-pub async fn run(settings: Settings) -> Result<(), RunError> {
+pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let shutdown = bootstrap::shutdown_token()?;
     // Ports first: whoever in the pod comes later must not pose as us.
     let api_listener = bind(settings.host, settings.port).await?;
     let proxy_listener = bind(Ipv4Addr::LOCALHOST.into(), settings.proxy_port).await?;
+    let egress_listener = bind(Ipv4Addr::LOCALHOST.into(), settings.egress_port).await?;
+    // Without Kubernetes any free port will do.
+    settings.egress_port = egress_listener.local_addr()?.port();
     // The mount may be open to others (some volumes are 0777): the journal gets a folder of its own.
     let journal_dir = settings.journal_dir.join("sessions");
     make_dir(&journal_dir)?;
@@ -132,6 +136,8 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?
         .with_observer(Arc::new(observer));
     metrics.register(|registry| proxy.metrics().register(registry));
+    let egress = Egress::new(config.clone());
+    metrics.register(|registry| egress.metrics.register(registry));
     // Outlives `shutdown`: ending turns still need the agent and, through it, the proxy.
     let last = CancellationToken::new();
     let launch = launches(&settings, &config, &password, last.clone());
@@ -145,6 +151,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         agent,
         bindings,
         metrics,
+        refused: Arc::clone(&egress.refused),
         shutdown: shutdown.clone(),
         turns: TaskTracker::new(),
         summary: OnceLock::new(),
@@ -166,6 +173,7 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
         }
     });
     let proxy_task = tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone()));
+    let egress_task = tokio::spawn(egress::serve(egress_listener, egress, last.clone()));
     let api_task = tokio::spawn(serve::serve(
         api_listener,
         api::router(Arc::clone(&app)),
@@ -173,7 +181,14 @@ pub async fn run(settings: Settings) -> Result<(), RunError> {
     ));
     tracing::info!(api = %app.settings.api_addr(), "ready for requests");
 
-    let result = wait(&app.shutdown, &app.store, agent_task, proxy_task).await;
+    let result = wait(
+        &app.shutdown,
+        &app.store,
+        agent_task,
+        proxy_task,
+        egress_task,
+    )
+    .await;
     shutdown.cancel();
     app.turns.close();
     if tokio::time::timeout(TURNS_END, app.turns.wait())
@@ -201,11 +216,13 @@ async fn wait(
     store: &Store,
     agent: tokio::task::JoinHandle<()>,
     proxy: tokio::task::JoinHandle<()>,
+    egress: tokio::task::JoinHandle<()>,
 ) -> Result<(), RunError> {
     tokio::select! {
         () = shutdown.cancelled() => Ok(()),
         _ = agent => Err(RunError::Part("the agent's supervisor")),
         _ = proxy => Err(RunError::Part("the credential proxy")),
+        _ = egress => Err(RunError::Part("the egress proxy")),
         // A failed sync is final for this process; the next one reads what is really there.
         () = store.failed() => Err(RunError::Part("the journal")),
     }
@@ -288,17 +305,20 @@ mod tests {
         let part = |result: Result<(), RunError>| result.unwrap_err().to_string();
 
         let ended = tokio::spawn(async {});
-        let why = part(wait(&shutdown, &store, ended, for_ever()).await);
+        let why = part(wait(&shutdown, &store, ended, for_ever(), for_ever()).await);
         assert!(why.contains("supervisor"), "{why}");
         let ended = tokio::spawn(async {});
-        let why = part(wait(&shutdown, &store, for_ever(), ended).await);
+        let why = part(wait(&shutdown, &store, for_ever(), ended, for_ever()).await);
         assert!(why.contains("credential proxy"), "{why}");
+        let ended = tokio::spawn(async {});
+        let why = part(wait(&shutdown, &store, for_ever(), for_ever(), ended).await);
+        assert!(why.contains("egress proxy"), "{why}");
         store.fail();
-        let why = part(wait(&shutdown, &store, for_ever(), for_ever()).await);
+        let why = part(wait(&shutdown, &store, for_ever(), for_ever(), for_ever()).await);
         assert!(why.contains("journal"), "{why}");
         let (store, _) = Store::open(tempfile::tempdir().unwrap().path()).unwrap();
         shutdown.cancel();
-        wait(&shutdown, &store, for_ever(), for_ever())
+        wait(&shutdown, &store, for_ever(), for_ever(), for_ever())
             .await
             .unwrap();
     }

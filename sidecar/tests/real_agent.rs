@@ -257,6 +257,7 @@ fn sidecar(dir: &Path, port: u16, proxy_port: u16, opencode_port: u16) -> Child 
         .env("HOST", "127.0.0.1")
         .env("PORT", port.to_string())
         .env("PROXY_PORT", proxy_port.to_string())
+        .env("EGRESS_PORT", "0")
         .env("OPENCODE_PORT", opencode_port.to_string())
         .env("WORKSPACE_DIR", dir.join("workspace"))
         .env("AGENT_HOME", dir.join("home"))

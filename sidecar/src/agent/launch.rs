@@ -9,7 +9,7 @@ use crate::{
     settings::Settings,
 };
 use contract::{
-    pod::{PodConfig, ProviderKind},
+    pod::{EgressMode, PodConfig, ProviderKind},
     runner::{Confinement, Launch},
 };
 use serde_json::{Map, Value, json};
@@ -55,6 +55,13 @@ pub(crate) fn launch(
         ("NO_PROXY", no_proxy(pod)),
         ("no_proxy", no_proxy(pod)),
     ]);
+    if pod.egress.mode == EgressMode::ProxyOnly {
+        // Whatever the image says: there is no other way out. Both spellings are in use.
+        let proxy = format!("http://127.0.0.1:{}", settings.egress_port);
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"] {
+            env.insert(name, proxy.clone());
+        }
+    }
     for flag in [
         "OPENCODE_DISABLE_AUTOUPDATE",
         "OPENCODE_DISABLE_CLAUDE_CODE",
@@ -172,7 +179,12 @@ fn mcp(pod: &PodConfig) -> Value {
 
 fn no_proxy(pod: &PodConfig) -> String {
     let own = ["127.0.0.1", "localhost", "::1"];
-    let all: Vec<&str> = own.into_iter().chain(pod.no_proxy.as_deref()).collect();
+    // Those of the way to the models: with no way but the egress proxy nothing else is reached directly.
+    let theirs = pod
+        .no_proxy
+        .as_deref()
+        .filter(|_| pod.egress.mode == EgressMode::Open);
+    let all: Vec<&str> = own.into_iter().chain(theirs).collect();
     all.join(",")
 }
 

@@ -54,6 +54,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(diff::diff))
         .routes(routes!(pod::summary))
         .routes(routes!(pod::metrics))
+        .routes(routes!(pod::egress))
         .routes(routes!(health::healthz))
         .routes(routes!(health::health))
         .routes(routes!(health::ready))

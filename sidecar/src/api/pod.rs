@@ -3,12 +3,13 @@
 use super::error::ApiError;
 use crate::app::App;
 use axum::{
+    Json,
     body::Body,
     extract::State,
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use contract::{ErrorBody, ErrorCode, summary::Summary};
+use contract::{ErrorBody, ErrorCode, egress::EgressReport, summary::Summary};
 use http::{HeaderValue, header};
 use std::{convert::Infallible, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Interval};
@@ -49,6 +50,14 @@ pub(super) async fn summary(State(app): State<Arc<App>>) -> Result<Response, Api
     );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// What the agent was refused by the egress proxy for want of a rule, and the piece of a spec that would
+/// allow it.
+#[utoipa::path(get, path = "/egress",
+    responses((status = 200, body = EgressReport), (status = 401, body = ErrorBody)))]
+pub(super) async fn egress(State(app): State<Arc<App>>) -> Json<EgressReport> {
+    Json(app.refused.report())
 }
 
 async fn next(receiver: &mut watch::Receiver<Summary>, ticks: &mut Interval) -> Option<Bytes> {
