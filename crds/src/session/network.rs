@@ -29,6 +29,40 @@ pub struct Egress {
     /// that servers inside of the agent's container cannot be reached over TCP either.
     #[serde(default)]
     pub mode: EgressMode,
+
+    /// What the sidecar's egress proxy lets through in mode `proxy-only`; without entries nothing. Tools find the
+    /// proxy in HTTP_PROXY and HTTPS_PROXY. What was refused is told by `GET /egress` of the sidecar, as entries
+    /// for here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub allow: Vec<EgressRule>,
+}
+
+/// Hosts that the agent may connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct EgressRule {
+    /// A name (`pypi.org`), all names below one (`*.pythonhosted.org`; not that name itself), or an address.
+    #[schemars(
+        length(min = 1, max = 253),
+        extend("x-kubernetes-validations" = [
+            {
+                "rule": "isIP(self) || self.matches('^([*][.])?([a-zA-Z0-9_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?[.])*[a-zA-Z_]([-a-zA-Z0-9_]{0,61}[a-zA-Z0-9_])?$')",
+                "message": "must be a name such as pypi.org, *.pythonhosted.org for all names below it, or an IP address; ports go into ports",
+            },
+        ])
+    )]
+    pub host: String,
+
+    /// TCP ports; 443 if there are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(range(min = 1, max = 65535)))]
+    pub ports: Vec<i32>,
+
+    /// The name may have addresses of private networks, as a mirror in your own network has. Without it a name
+    /// that resolves to one is refused. Loopback, link-local and metadata addresses are always refused.
+    #[serde(default)]
+    pub private: bool,
 }
 
 /// How the agent's connections are bounded.

@@ -8,8 +8,8 @@ mod guard;
 use super::names::Identity;
 use crate::reason::Reason;
 use contract::pod::{
-    self, Egress, EgressMode, McpServer, ModelChoice, PodConfig, ProviderConfig, ProviderKind,
-    ToolRule,
+    self, Egress, EgressMode, EgressRule, McpServer, ModelChoice, PodConfig, ProviderConfig,
+    ProviderKind, ToolRule,
 };
 use crds::{
     OpenCodeSession, OpenCodeSessionSpec,
@@ -226,7 +226,10 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
     let Network {
         extra_ca_bundle,
         proxy,
-        egress: network::Egress { mode: egress_mode },
+        egress: network::Egress {
+            mode: egress_mode,
+            allow,
+        },
     } = network;
     let Sidecar {
         resources: sidecar_resources,
@@ -287,6 +290,27 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
                 network::EgressMode::Open => EgressMode::Open,
                 network::EgressMode::ProxyOnly => EgressMode::ProxyOnly,
             },
+            allow: allow
+                .iter()
+                .map(
+                    |network::EgressRule {
+                         host,
+                         ports,
+                         private,
+                     }| {
+                        let port = |port: &i32| u16::try_from(*port).ok().filter(|port| *port != 0);
+                        let ports: Option<Vec<u16>> = ports.iter().map(port).collect();
+                        Ok(EgressRule {
+                            host: host.clone(),
+                            ports: ports.ok_or(Invalid::OutOfRange {
+                                field: "network.egress.allow.ports",
+                                rule: "each must lie between 1 and 65535",
+                            })?,
+                            private: *private,
+                        })
+                    },
+                )
+                .collect::<Result<_, Invalid>>()?,
         },
     };
     let bytes = serde_json::to_vec(&config).map_or(usize::MAX, |json| json.len());

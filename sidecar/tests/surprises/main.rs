@@ -12,6 +12,7 @@ mod cancel;
 mod crashes;
 mod disk;
 mod double;
+mod egress;
 mod hostile;
 mod isolation;
 mod launch;

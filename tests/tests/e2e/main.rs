@@ -2,6 +2,7 @@
 
 mod bad_day;
 mod canary;
+mod egress;
 mod lifecycle;
 mod limits;
 mod path;
