@@ -273,7 +273,7 @@ turn_errors! {
     ProviderError = "provider_error",
     /// The provider did not answer, or stopped in mid-answer, after all retries.
     ProviderUnreachable = "provider_unreachable",
-    /// The provider's answers made no sense several times in a row.
+    /// A 2xx of the provider was no answer of a model, or its answers made no sense several times in a row.
     ProviderGarbled = "provider_garbled",
     /// The model does not exist or may not be used.
     ModelNotFound = "model_not_found",
@@ -293,10 +293,18 @@ turn_errors! {
     Interrupted = "interrupted",
     /// OpenCode refused or failed for a reason of its own.
     AgentError = "agent_error",
-    /// The agent's volume is full.
+    /// The volume is full.
     DiskFull = "disk_full",
     /// The sidecar was told to stop.
     ShuttingDown = "shutting_down",
+    /// The pod's budget of tokens, money or calls is used up.
+    BudgetExhausted = "budget_exhausted",
+    /// The pod has a budget of money and this model has no price.
+    ModelUnpriced = "model_unpriced",
+    /// The agent called the model too often, or with the same request again and again.
+    CallLoop = "call_loop",
+    /// The endpoint of the model's provider was changed in mid-turn.
+    EndpointChanged = "endpoint_changed",
 }
 
 /// The turn is done.

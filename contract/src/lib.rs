@@ -19,6 +19,7 @@ pub mod id;
 pub mod pod;
 pub mod runner;
 pub mod session;
+pub mod spend;
 pub mod summary;
 pub mod token;
 pub mod usage;

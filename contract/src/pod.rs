@@ -8,6 +8,7 @@ mod approvals;
 
 pub use approvals::{Approvals, OnTimeout, PolicyRule};
 
+use crate::spend::{Budget, Price};
 use serde::{Deserialize, Serialize};
 use sha2_hex::hash_json;
 use std::collections::BTreeMap;
@@ -93,6 +94,9 @@ pub struct PodConfig {
     pub http_proxy: Option<String>,
     /// Hosts that are reached without it, as in NO_PROXY.
     pub no_proxy: Option<String>,
+    /// Whether the audit log of model calls holds the beginning of requests and answers.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub audit_content: bool,
     /// Where else the agent's container may connect to.
     pub egress: Egress,
 }
@@ -152,6 +156,9 @@ pub struct ProviderConfig {
     /// Models that may be used; empty: any.
     #[serde(default)]
     pub models: Vec<Model>,
+    /// What its models cost.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prices: Vec<Price>,
 }
 
 /// API of a provider.
@@ -233,6 +240,37 @@ pub struct Limits {
     pub max_concurrent_sessions: u32,
     /// Longest turn, in seconds.
     pub turn_timeout_seconds: u64,
+    /// What all model calls of the pod may use.
+    #[serde(default, skip_serializing_if = "Budget::is_none")]
+    pub budget: Budget,
+    /// When calls of models count as a loop.
+    #[serde(default, skip_serializing_if = "Loops::is_default")]
+    pub loops: Loops,
+}
+
+/// When calls of models count as a loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Loops {
+    /// Most calls of one session, its sub-agents included, in a minute.
+    pub calls_per_minute: u32,
+    /// The same request so many times in a row is stopped. A repeat after a failed call is not counted.
+    pub same_request: u32,
+}
+
+impl Default for Loops {
+    fn default() -> Self {
+        Self {
+            calls_per_minute: 300,
+            same_request: 5,
+        }
+    }
+}
+
+impl Loops {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 impl Default for Limits {
@@ -240,6 +278,8 @@ impl Default for Limits {
         Self {
             max_concurrent_sessions: 5,
             turn_timeout_seconds: 3600,
+            budget: Budget::default(),
+            loops: Loops::default(),
         }
     }
 }

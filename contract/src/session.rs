@@ -1,6 +1,9 @@
 //! Bodies of `/sessions`.
 
-use crate::{SessionId, Usage};
+use crate::{
+    SessionId, Usage,
+    spend::{Budget, Spend},
+};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
@@ -143,8 +146,14 @@ pub struct Session {
     pub model: String,
     /// One sentence: what it does or why nothing happens.
     pub reason: String,
-    /// What all turns used.
+    /// What all turns used, as OpenCode counts it.
     pub usage: Usage,
+    /// What this session's model calls used, sub-agents included, as the proxy metered them.
+    #[serde(default)]
+    pub spend: Spend,
+    /// What is left of the pod's budget, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_left: Option<Budget>,
     /// The key that came with the session is gone: the next turn must bring `api_key`.
     pub key_required: bool,
     /// The agent's own session, for looking it up in OpenCode.

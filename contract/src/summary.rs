@@ -3,7 +3,12 @@
 //! `GET /events` is an SSE stream of `summary` events without ids. Each is the whole state; the
 //! last one counts, none is owed.
 
-use crate::{SessionId, Usage, event::TurnError, session::SessionState};
+use crate::{
+    SessionId, Usage,
+    event::TurnError,
+    session::SessionState,
+    spend::{AuditHead, Budget, Spend},
+};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -26,8 +31,20 @@ pub struct Summary {
     pub pending_approvals: u32,
     /// All sessions of the pod since its journal began.
     pub usage: Usage,
+    /// What all model calls used, as the proxy metered them since its audit log began.
+    #[serde(default)]
+    pub spend: Spend,
+    /// What is left of the pod's budget, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_left: Option<Budget>,
+    /// Where the audit log of model calls ends; absent before its first record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditHead>,
     /// Providers whose key file is absent or empty.
     pub missing_keys: Vec<String>,
+    /// Providers whose mounted key was refused (401, 403) and has not changed since.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused_keys: Vec<RefusedKey>,
     /// The agent container.
     pub agent: AgentSummary,
     /// What the runner enforces on the agent.
@@ -37,6 +54,18 @@ pub struct Summary {
     pub prompt_session: Option<PromptSession>,
     /// Hash of the [`crate::pod::PodConfig`] in force, see [`crate::pod::PodConfig::hash`].
     pub config_hash: String,
+}
+
+/// A mounted key that its provider refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RefusedKey {
+    /// Name of the provider.
+    pub provider: String,
+    /// When it was refused. Moves on with later refusals of the same key, at most five times and
+    /// not within a minute.
+    #[cfg_attr(feature = "openapi", schema(value_type = String, format = DateTime))]
+    pub at: Timestamp,
 }
 
 /// What goes on in the pod.

@@ -123,6 +123,8 @@ reasons! {
     InstructionPathInvalid Trouble,
     /// A variable that the operator sets.
     ReservedVariable Trouble,
+    /// A budget of money and a model without a price.
+    ModelUnpriced Trouble,
     /// All texts together are too long.
     ConfigTooLarge Trouble,
 

@@ -293,6 +293,9 @@ impl Follower {
             let news = last.as_ref().is_none_or(|last| {
                 Summary {
                     usage: summary.usage,
+                    spend: summary.spend,
+                    budget_left: summary.budget_left,
+                    audit: summary.audit.clone(),
                     ..last.clone()
                 } != summary
             });

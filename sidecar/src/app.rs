@@ -7,7 +7,7 @@ use crate::{
     egress::Refused,
     keys::ProviderKeys,
     metrics::Metrics,
-    proxy::{Bindings, Observation, Target, What},
+    proxy::{Bindings, Ledger, Observation, Target, What},
     settings::Settings,
     store::{
         BeginError, NewTurn, Store, Unfinished,
@@ -35,6 +35,7 @@ pub(crate) struct App {
     pub store: Store,
     pub agent: Agent,
     pub bindings: Bindings,
+    pub ledger: Arc<Ledger>,
     pub metrics: Metrics,
     /// Where the agent wanted to go and may not.
     pub refused: Arc<Refused>,
@@ -78,6 +79,8 @@ impl App {
         };
         contract::session::Session {
             reason,
+            spend: self.ledger.spend_of(session.id().as_str()),
+            budget_left: self.budget_left(),
             ..session.body()
         }
     }
@@ -120,6 +123,12 @@ impl App {
             });
         }
         facts
+    }
+
+    /// What is left of the pod's budget, where it has one.
+    pub(crate) fn budget_left(&self) -> Option<contract::spend::Budget> {
+        let budget = self.config.pod().limits.budget;
+        (!budget.is_none()).then(|| budget.left(&self.ledger.spend()))
     }
 
     fn limit(&self) -> u32 {
@@ -293,6 +302,7 @@ impl App {
             number: note.turn,
             message_id: note.message_id,
             prompt: note.prompt,
+            author: note.author,
             target,
             running,
             delivered,

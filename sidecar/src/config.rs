@@ -23,6 +23,15 @@ pub(crate) const POLL: Duration = Duration::from_millis(500);
 pub(crate) struct Config {
     pod: watch::Receiver<Arc<PodConfig>>,
     keys: watch::Receiver<Arc<KeySet>>,
+    /// Where the pod's configuration comes from; absent where it is fixed.
+    source: Option<Arc<Source>>,
+}
+
+#[derive(Debug)]
+struct Source {
+    path: PathBuf,
+    pod: watch::Sender<Arc<PodConfig>>,
+    fallback: PodConfig,
 }
 
 /// A file is there and cannot be used.
@@ -56,23 +65,38 @@ impl Config {
         let (pod_tx, pod) = watch::channel(Arc::new(pod));
         let (keys_tx, keys) = watch::channel(Arc::new(keys));
         let dir = dir.to_owned();
+        let source = Arc::new(Source {
+            path: dir.join(CONFIG_FILE),
+            pod: pod_tx,
+            fallback,
+        });
+        let polled = Arc::clone(&source);
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(POLL);
             while shutdown.run_until_cancelled(ticks.tick()).await.is_some() {
-                renew(&dir.join(CONFIG_FILE), &pod_tx, &fallback);
+                polled.renew();
                 renew(&dir.join(KEYS_FILE), &keys_tx, &KeySet::default());
             }
         });
-        Ok(Self { pod, keys })
+        let source = Some(source);
+        Ok(Self { pod, keys, source })
     }
 
-    /// A fixed configuration, for tests.
+    /// One that a test changes.
     #[cfg(test)]
-    pub(crate) fn fixed(pod: PodConfig, keys: KeySet) -> Self {
-        Self {
-            pod: watch::channel(Arc::new(pod)).1,
-            keys: watch::channel(Arc::new(keys)).1,
+    pub(crate) fn changeable(pod: PodConfig) -> (watch::Sender<Arc<PodConfig>>, Self) {
+        let (sender, pod) = watch::channel(Arc::new(pod));
+        let keys = watch::channel(Arc::default()).1;
+        let source = None;
+        (sender, Self { pod, keys, source })
+    }
+
+    /// The configuration as the file has it at this moment, for what must not lag behind it.
+    pub(crate) fn pod_now(&self) -> Arc<PodConfig> {
+        if let Some(source) = &self.source {
+            source.renew();
         }
+        self.pod()
     }
 
     /// The configuration in force.
@@ -88,6 +112,12 @@ impl Config {
     /// The public keys in force.
     pub(crate) fn keys(&self) -> Arc<KeySet> {
         Arc::clone(&self.keys.borrow())
+    }
+}
+
+impl Source {
+    fn renew(&self) {
+        renew(&self.path, &self.pod, &self.fallback);
     }
 }
 

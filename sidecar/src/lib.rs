@@ -8,6 +8,7 @@ mod activity;
 pub(crate) mod agent;
 mod api;
 mod app;
+mod audit;
 mod auth;
 pub(crate) mod config;
 mod egress;
@@ -27,6 +28,7 @@ mod summary;
 mod turn;
 
 pub use api::openapi_json;
+pub use audit::main as audit;
 pub use inspect::journal_command;
 pub use run::{RunError, run};
 pub use settings::Settings;

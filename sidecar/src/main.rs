@@ -1,15 +1,16 @@
 //! The sidecar of an OpenCodeSession's pod. All it does is in the library.
 
 use clap::Parser;
-use sidecar::{Settings, event_schema_json, journal_command, openapi_json, run};
+use sidecar::{Settings, audit, event_schema_json, journal_command, openapi_json, run};
 use std::{io::Write, process::ExitCode};
 
 fn main() -> ExitCode {
-    // Generated documents, for `make generate`, and the journal for people.
+    // Generated documents, for `make generate`, and the logs for people.
     match std::env::args().nth(1).as_deref() {
         Some("openapi") => return print(&openapi_json()),
         Some("event-schema") => return print(&event_schema_json()),
         Some("journal") => return journal_command(std::env::args_os().skip(1)),
+        Some("audit") => return audit(std::env::args_os().skip(2)),
         _ => {}
     }
     let settings = Settings::parse();

@@ -7,11 +7,12 @@ use crate::{
     },
     api,
     app::App,
+    audit::{Audit, Bounds},
     config::{Config, ConfigError},
     egress::{self, Egress},
     keys::ProviderKeys,
     metrics::Metrics,
-    proxy::{self, Bindings, Proxy, ProxyError},
+    proxy::{self, Bindings, Ledger, Proxy, ProxyError},
     secret, serve,
     settings::Settings,
     store::{Store, StoreError},
@@ -125,15 +126,25 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let limits = Limits {
         max_concurrent_sessions: settings.max_concurrent_sessions,
         turn_timeout_seconds: settings.session_timeout,
+        ..Limits::default()
     };
     let config = Config::load(&settings.config_dir, &limits, shutdown.clone())?;
     let keys = ProviderKeys::new(settings.provider_keys_dir.clone());
     let bindings = Bindings::default();
     let (store, unfinished) = Store::open(&journal_dir)?;
+    let audit_dir = settings.journal_dir.join("audit");
+    make_dir(&audit_dir)?;
+    let (audit, totals) =
+        Audit::open(&audit_dir, Bounds::default()).map_err(|source| RunError::Folder {
+            path: audit_dir,
+            source,
+        })?;
+    let ledger = Ledger::new(audit, totals);
     let metrics = Metrics::new();
     store.on_sync(metrics.sync_observer());
     let (observer, mut observations) = tokio::sync::mpsc::channel(OBSERVATIONS);
-    let proxy = Proxy::new(&settings, config.clone(), keys.clone(), bindings.clone())?
+    let (to_proxy, to_ledger) = (bindings.clone(), Arc::clone(&ledger));
+    let proxy = Proxy::new(&settings, config.clone(), keys.clone(), to_proxy, to_ledger)?
         .with_observer(Arc::new(observer));
     metrics.register(|registry| proxy.metrics().register(registry));
     let egress = Egress::new(config.clone());
@@ -143,6 +154,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let launch = launches(&settings, &config, &password, last.clone());
     let (agent, agent_task) =
         Agent::spawn(AgentOptions::new(&settings, password, launch), last.clone());
+    agent.router().bind_children(bindings.clone());
     let app = Arc::new(App {
         settings,
         config,
@@ -150,6 +162,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
         store,
         agent,
         bindings,
+        ledger: Arc::clone(&ledger),
         metrics,
         refused: Arc::clone(&egress.refused),
         shutdown: shutdown.clone(),
@@ -184,6 +197,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let result = wait(
         &app.shutdown,
         &app.store,
+        &ledger,
         agent_task,
         proxy_task,
         egress_task,
@@ -206,6 +220,13 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
         }
     }
     last.cancel();
+    // Ends of calls that are written behind everybody's back.
+    if tokio::task::spawn_blocking(move || ledger.close())
+        .await
+        .is_err()
+    {
+        tracing::error!("the audit log was not closed");
+    }
     tracing::info!("stopped");
     result
 }
@@ -214,6 +235,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
 async fn wait(
     shutdown: &CancellationToken,
     store: &Store,
+    ledger: &Ledger,
     agent: tokio::task::JoinHandle<()>,
     proxy: tokio::task::JoinHandle<()>,
     egress: tokio::task::JoinHandle<()>,
@@ -225,6 +247,7 @@ async fn wait(
         _ = egress => Err(RunError::Part("the egress proxy")),
         // A failed sync is final for this process; the next one reads what is really there.
         () = store.failed() => Err(RunError::Part("the journal")),
+        () = ledger.failed() => Err(RunError::Part("the audit log of model calls")),
     }
 }
 
@@ -301,25 +324,62 @@ mod tests {
     async fn whatever_others_rely_on_ends_the_process_when_it_ends() {
         let dir = tempfile::tempdir().unwrap();
         let (store, _) = Store::open(dir.path()).unwrap();
+        let calls = tempfile::tempdir().unwrap();
+        let open_ledger = || {
+            let (audit, totals) = Audit::open(calls.path(), Bounds::default()).unwrap();
+            Ledger::new(audit, totals)
+        };
+        let ledger = open_ledger();
         let shutdown = CancellationToken::new();
         let part = |result: Result<(), RunError>| result.unwrap_err().to_string();
 
         let ended = tokio::spawn(async {});
-        let why = part(wait(&shutdown, &store, ended, for_ever(), for_ever()).await);
+        let why = part(wait(&shutdown, &store, &ledger, ended, for_ever(), for_ever()).await);
         assert!(why.contains("supervisor"), "{why}");
         let ended = tokio::spawn(async {});
-        let why = part(wait(&shutdown, &store, for_ever(), ended, for_ever()).await);
+        let why = part(wait(&shutdown, &store, &ledger, for_ever(), ended, for_ever()).await);
         assert!(why.contains("credential proxy"), "{why}");
         let ended = tokio::spawn(async {});
-        let why = part(wait(&shutdown, &store, for_ever(), for_ever(), ended).await);
+        let why = part(wait(&shutdown, &store, &ledger, for_ever(), for_ever(), ended).await);
         assert!(why.contains("egress proxy"), "{why}");
+        let broken = open_ledger();
+        broken.fail();
+        let why = part(
+            wait(
+                &shutdown,
+                &store,
+                &broken,
+                for_ever(),
+                for_ever(),
+                for_ever(),
+            )
+            .await,
+        );
+        assert!(why.contains("audit log"), "{why}");
         store.fail();
-        let why = part(wait(&shutdown, &store, for_ever(), for_ever(), for_ever()).await);
+        let why = part(
+            wait(
+                &shutdown,
+                &store,
+                &ledger,
+                for_ever(),
+                for_ever(),
+                for_ever(),
+            )
+            .await,
+        );
         assert!(why.contains("journal"), "{why}");
         let (store, _) = Store::open(tempfile::tempdir().unwrap().path()).unwrap();
         shutdown.cancel();
-        wait(&shutdown, &store, for_ever(), for_ever(), for_ever())
-            .await
-            .unwrap();
+        wait(
+            &shutdown,
+            &store,
+            &ledger,
+            for_ever(),
+            for_ever(),
+            for_ever(),
+        )
+        .await
+        .unwrap();
     }
 }

@@ -85,7 +85,11 @@ fn make(app: &App) -> Summary {
         waiting_turns,
         pending_approvals,
         usage: app.store.usage(),
+        spend: app.ledger.spend(),
+        budget_left: app.budget_left(),
+        audit: app.ledger.head().borrow().clone(),
         missing_keys: app.keys.missing(&pod),
+        refused_keys: app.keys.still_refused(&pod),
         agent: AgentSummary {
             ready: agent.ready,
             version: agent.version,

@@ -67,6 +67,16 @@ pub const NAME_MAX: usize = 52;
         "fieldPath": ".smallModel",
     },
     {
+        "rule": "!has(self.limits.budget) || !has(self.limits.budget.costUSD) || self.providers.exists(p, p.name == self.model.provider && has(p.prices) && p.prices.exists(r, r.model == self.model.name))",
+        "message": "limits.budget.costUSD needs a price for model: add an entry for model.name to prices of its provider, or remove costUSD and bound tokens instead",
+        "fieldPath": ".limits.budget.costUSD",
+    },
+    {
+        "rule": "!has(self.limits.budget) || !has(self.limits.budget.costUSD) || !has(self.smallModel) || self.providers.exists(p, p.name == self.smallModel.provider && has(p.prices) && p.prices.exists(r, r.model == self.smallModel.name))",
+        "message": "limits.budget.costUSD needs a price for smallModel: add an entry for smallModel.name to prices of its provider, or remove costUSD and bound tokens instead",
+        "fieldPath": ".limits.budget.costUSD",
+    },
+    {
         "rule": "!has(oldSelf.prompt) || (has(self.prompt) && self.prompt == oldSelf.prompt)",
         "message": "prompt cannot be changed once set: it starts the first turn, at most once; start another turn through the session API, or create another object",
         "fieldPath": ".prompt",
@@ -186,6 +196,15 @@ pub struct Limits {
         ])
     )]
     pub turn_timeout: String,
+
+    /// What all model calls of this pod may use, over all its sessions and restarts. When it is used up,
+    /// calls under way are cut and their turns end with the reason `budget_exhausted`. Raising it works at
+    /// once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget: Option<Budget>,
+
+    /// When calls of models count as a loop; the turn then ends with the reason `call_loop`.
+    pub loops: Loops,
 }
 
 impl Default for Limits {
@@ -193,6 +212,60 @@ impl Default for Limits {
         Self {
             max_concurrent_sessions: 5,
             turn_timeout: "1h".into(),
+            budget: None,
+            loops: Loops::default(),
+        }
+    }
+}
+
+/// What model calls may use. A field that is left out bounds nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Budget {
+    /// Tokens of all kinds: sent, received, and read from a cache.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000_000_i64))]
+    pub tokens: Option<i64>,
+
+    /// Cost in USD as text, as in `"25"` or `"0.5"`, with at most six decimals. Needs `prices` of the
+    /// providers.
+    #[serde(rename = "costUSD", skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$"),
+        extend("x-kubernetes-validations" = [
+            {
+                "rule": "self.matches('[1-9]')",
+                "message": "must be more than 0; leave the field out to bound no cost, or suspend the session to stop it",
+            },
+        ])
+    )]
+    pub cost_usd: Option<String>,
+
+    /// Calls of models, titles and sub-agents included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub calls: Option<i64>,
+}
+
+/// When calls of models count as a loop.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Loops {
+    /// Most calls of one session, its sub-agents included, in a minute.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub calls_per_minute: i32,
+
+    /// The same request so many times in a row is stopped. Repeats after a failed call are not counted.
+    #[schemars(range(min = 2, max = 1000))]
+    pub same_request: i32,
+}
+
+impl Default for Loops {
+    fn default() -> Self {
+        Self {
+            calls_per_minute: 300,
+            same_request: 5,
         }
     }
 }

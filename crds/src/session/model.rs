@@ -51,6 +51,48 @@ pub struct Provider {
         extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"])
     )]
     pub models: Vec<ProviderModel>,
+
+    /// What its models cost. Used for `status.usage.costUSD` and for `limits.budget.costUSD`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["model"])
+    )]
+    pub prices: Vec<Price>,
+}
+
+/// What a model costs, in USD per million tokens: decimal numbers as text, with at most six decimals.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Price {
+    /// Name of the model at the provider.
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = r"^[A-Za-z0-9][-._:/@+A-Za-z0-9]*$")
+    )]
+    pub model: String,
+
+    /// Of tokens sent, as in `"0.25"`.
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$")
+    )]
+    pub input_per_million: String,
+
+    /// Of tokens received, as in `"2"`.
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$")
+    )]
+    pub output_per_million: String,
+
+    /// Of tokens read from the provider's cache. Default: as `inputPerMillion`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$")
+    )]
+    pub cached_input_per_million: Option<String>,
 }
 
 /// Which API a provider speaks: `openai` (responses), `anthropic` (messages) or `compatible` (OpenAI's

@@ -126,11 +126,11 @@ pub enum Activity {
     WaitingForKey,
 }
 
-/// Tokens of all turns since the journal began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// What all model calls used since the journal began.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Usage {
-    /// Sum of all kinds.
+    /// Sent, received and read from a cache.
     pub total_tokens: i64,
     /// Sent and not read from a cache.
     pub input_tokens: i64,
@@ -140,8 +140,49 @@ pub struct Usage {
     pub reasoning_tokens: i64,
     /// Read from the provider's cache.
     pub cache_read_tokens: i64,
-    /// Written to the provider's cache.
+    /// Written to the provider's cache, where it tells.
     pub cache_write_tokens: i64,
+    /// Calls that went to a provider.
+    pub calls: i64,
+    /// Calls whose tokens are estimated, because the answer did not tell them.
+    pub estimated_calls: i64,
+    /// Cost in USD of calls whose model has a price; absent where none has.
+    #[serde(rename = "costUSD", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub cost_usd: Option<String>,
+    /// What is left of `limits.budget`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_left: Option<BudgetLeft>,
+    /// Where the audit log of model calls ends, as an anchor for `audit verify --head`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditHead>,
+}
+
+/// What is left of `limits.budget`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct BudgetLeft {
+    /// Tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<i64>,
+    /// USD.
+    #[serde(rename = "costUSD", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub cost_usd: Option<String>,
+    /// Calls.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub calls: Option<i64>,
+}
+
+/// Where the audit log of model calls ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct AuditHead {
+    /// Number of the last record.
+    pub count: i64,
+    /// Its hash.
+    #[schemars(length(max = 64))]
+    pub hash: String,
 }
 
 /// How the turn of `spec.prompt` went.

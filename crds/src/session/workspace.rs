@@ -113,4 +113,9 @@ pub struct Journal {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "crate::schema::volume_size")]
     pub storage: Option<String>,
+
+    /// True: the audit log of model calls also holds the first 16 KiB of each request and answer, prompts
+    /// and files of the workspace included. Keys are blotted out as far as they are known.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub audit_content: bool,
 }

@@ -25,6 +25,15 @@ pub const REPLACE_AFTER: SignedDuration = SignedDuration::from_secs(10);
 pub const REFRESH_EVERY: [SignedDuration; 2] =
     [SignedDuration::from_secs(2), SignedDuration::from_secs(30)];
 
+/// Looks for another key after one was refused. The sidecar tells of at most five refusals of a key, so
+/// that these are at most 20 for each.
+pub const REFRESH_REFUSED: [SignedDuration; 4] = [
+    SignedDuration::ZERO,
+    SignedDuration::from_secs(5),
+    SignedDuration::from_secs(20),
+    SignedDuration::from_secs(60),
+];
+
 /// One change. Bodies are made by [`super::build`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -355,14 +364,37 @@ fn resize_infeasible(pod: &Pod) -> bool {
 }
 
 /// The kubelet looks for an absent optional Secret only at its next sync, up to a minute and a half
-/// later; any change of the pod makes it look at once.
+/// later, and for a changed one no sooner; any change of the pod makes it look at once.
 fn refresh(plan: &mut Plan, pod: &Pod, observed: &Observed, now: Timestamp) -> Option<Timestamp> {
     let seen = observed.summary.as_ref().filter(|seen| seen.connected)?;
+    let last =
+        annotation(&pod.metadata, REFRESH_ANNOTATION).and_then(|t| t.parse::<Timestamp>().ok());
+    let missing = refresh_missing(seen, last, now);
+    let refused = seen
+        .summary
+        .refused_keys
+        .iter()
+        .filter_map(|key| refresh_refused(key.at, last, now))
+        .min();
+    let due = [missing, refused].into_iter().flatten().min()?;
+    if due > SignedDuration::ZERO {
+        plan.wait(due.unsigned_abs());
+        return None;
+    }
+    // The next look, whatever it is for, asks again.
+    plan.wait(REFRESH_EVERY[0].unsigned_abs());
+    Some(now)
+}
+
+/// How long until the next look for a key that is missing; zero or less: now.
+fn refresh_missing(
+    seen: &crate::summaries::Seen,
+    last: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<SignedDuration> {
     if seen.summary.missing_keys.is_empty() {
         return None;
     }
-    let last =
-        annotation(&pod.metadata, REFRESH_ANNOTATION).and_then(|t| t.parse::<Timestamp>().ok());
     let missing_for = now.duration_since(seen.missing_since.unwrap_or(now));
     let [soon, late] = REFRESH_EVERY;
     let pause = if missing_for < SignedDuration::from_mins(1) {
@@ -370,15 +402,24 @@ fn refresh(plan: &mut Plan, pod: &Pod, observed: &Observed, now: Timestamp) -> O
     } else {
         late
     };
-    let due = last.map_or(SignedDuration::ZERO, |last| {
+    Some(last.map_or(SignedDuration::ZERO, |last| {
         pause - now.duration_since(last)
-    });
-    if due > SignedDuration::ZERO {
-        plan.wait(due.unsigned_abs());
-        return None;
-    }
-    plan.wait(pause.unsigned_abs());
-    Some(now)
+    }))
+}
+
+/// The same for a key that was refused at that time: a few looks, each later than the one before, then
+/// none, since the key may just be wrong. Nothing is remembered: the time of the last look says which
+/// it was.
+fn refresh_refused(
+    at: Timestamp,
+    last: Option<Timestamp>,
+    now: Timestamp,
+) -> Option<SignedDuration> {
+    REFRESH_REFUSED
+        .iter()
+        .map(|after| at + *after)
+        .find(|due| last.is_none_or(|last| last < *due))
+        .map(|due| due.duration_since(now))
 }
 
 /// What a pod made now would carry.

@@ -21,9 +21,12 @@ use contract::{
     event::TurnError,
     pod::API_PORT,
     session::SessionState,
-    summary::{self, PromptSession},
+    spend::usd,
+    summary::{self, PromptSession, Summary},
 };
-use crds::session::status::{Activity, OpenCodeSessionStatus, Phase, SessionResult, Usage};
+use crds::session::status::{
+    Activity, AuditHead, BudgetLeft, OpenCodeSessionStatus, Phase, SessionResult, Usage,
+};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::Pod,
@@ -74,7 +77,7 @@ pub fn compute(input: &Input<'_>, now: Timestamp) -> OpenCodeSessionStatus {
             Err(_) => previous.workspace_claim.clone(),
         },
         endpoint: pod.and_then(endpoint),
-        usage: summary.map(|s| usage(&s.usage)).or(previous.usage),
+        usage: summary.map(|s| usage(s)).or(previous.usage),
         result: summary
             .and_then(|s| s.prompt_session.as_ref())
             .map(result)
@@ -200,7 +203,8 @@ pub fn base_url(ip: &str) -> String {
     }
 }
 
-fn usage(usage: &contract::Usage) -> Usage {
+/// The proxy's count where it has one: it knows calls that OpenCode does not count.
+fn usage(summary: &Summary) -> Usage {
     let count = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let contract::Usage {
         input_tokens,
@@ -208,14 +212,29 @@ fn usage(usage: &contract::Usage) -> Usage {
         reasoning_tokens,
         cache_read_tokens,
         cache_write_tokens,
-    } = *usage;
+    } = summary.usage;
+    let spend = summary.spend;
+    let metered = spend.calls > 0;
+    let pick = |proxy: u64, opencode: u64| count(if metered { proxy } else { opencode });
     Usage {
-        total_tokens: count(usage.total()),
-        input_tokens: count(input_tokens),
-        output_tokens: count(output_tokens),
+        total_tokens: pick(spend.tokens(), summary.usage.total()),
+        input_tokens: pick(spend.input_tokens, input_tokens),
+        output_tokens: pick(spend.output_tokens, output_tokens),
         reasoning_tokens: count(reasoning_tokens),
-        cache_read_tokens: count(cache_read_tokens),
+        cache_read_tokens: pick(spend.cached_input_tokens, cache_read_tokens),
         cache_write_tokens: count(cache_write_tokens),
+        calls: count(spend.calls),
+        estimated_calls: count(spend.estimated_calls),
+        cost_usd: (spend.calls > spend.unpriced_calls).then(|| usd(spend.cost_nano_usd)),
+        budget_left: summary.budget_left.map(|left| BudgetLeft {
+            tokens: left.tokens.map(count),
+            cost_usd: left.cost_nano_usd.map(usd),
+            calls: left.calls.map(count),
+        }),
+        audit: summary.audit.as_ref().map(|head| AuditHead {
+            count: count(head.count),
+            hash: cut(&head.hash, 64),
+        }),
     }
 }
 
@@ -279,6 +298,10 @@ fn turn_error(code: TurnError) -> &'static str {
         TurnError::AgentError => "AgentError",
         TurnError::DiskFull => "DiskFull",
         TurnError::ShuttingDown => "ShuttingDown",
+        TurnError::BudgetExhausted => "BudgetExhausted",
+        TurnError::ModelUnpriced => "ModelUnpriced",
+        TurnError::CallLoop => "CallLoop",
+        TurnError::EndpointChanged => "EndpointChanged",
     }
 }
 

@@ -4,6 +4,7 @@
 //! object may be older than a rule.
 
 mod guard;
+mod spend;
 
 use super::names::Identity;
 use crate::reason::Reason;
@@ -165,6 +166,16 @@ pub enum Invalid {
         /// The variable.
         name: String,
     },
+    /// A budget of money and a model without a price.
+    #[error(
+        "spec.limits.budget.costUSD needs a price for spec.{field}; add {model:?} to prices of its provider, or remove costUSD"
+    )]
+    ModelUnpriced {
+        /// `model` or `smallModel`.
+        field: &'static str,
+        /// The model.
+        model: String,
+    },
     /// All texts together do not fit into an annotation.
     #[error(
         "prompt, systemPrompt and the rest take {bytes} bytes as JSON, at most {CONFIG_MAX} fit; put long texts into files of the workspace"
@@ -189,6 +200,7 @@ impl Invalid {
             Self::Excluded { .. } => Reason::ExcludedFields,
             Self::InstructionPath { .. } => Reason::InstructionPathInvalid,
             Self::ReservedVariable { .. } => Reason::ReservedVariable,
+            Self::ModelUnpriced { .. } => Reason::ModelUnpriced,
             Self::ConfigTooLarge { .. } => Reason::ConfigTooLarge,
         }
     }
@@ -312,7 +324,9 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
                 )
                 .collect::<Result<_, Invalid>>()?,
         },
+        audit_content: journal.audit_content,
     };
+    spend::affordable(&config)?;
     let bytes = serde_json::to_vec(&config).map_or(usize::MAX, |json| json.len());
     if bytes > CONFIG_MAX {
         return Err(Invalid::ConfigTooLarge { bytes });
@@ -366,6 +380,7 @@ fn provider(provider: &Provider) -> Result<ProviderConfig, Invalid> {
         endpoint,
         api_key_secret_ref: _,
         models,
+        prices,
     } = provider;
     let kind = match kind {
         model::ProviderKind::Openai => ProviderKind::Openai,
@@ -389,6 +404,7 @@ fn provider(provider: &Provider) -> Result<ProviderConfig, Invalid> {
         kind,
         endpoint: endpoint.clone(),
         models,
+        prices: spend::prices(prices)?,
     })
 }
 
@@ -476,7 +492,10 @@ fn volume(workspace: &Workspace, journal: &Journal) -> Result<WorkspaceVolume, I
         existing_claim,
         retention,
     } = workspace;
-    let Journal { storage: journal } = journal;
+    let Journal {
+        storage: journal,
+        audit_content: _,
+    } = journal;
     let size = |field: &'static str, text: Option<&String>, default: &str| {
         text.map_or(default, String::as_str)
             .parse::<Bytes>()

@@ -3,7 +3,10 @@
 use crate::fixtures::{
     bound_claim, idle, nothing, now, plan, running_pod, seen, session, settled, valid,
 };
-use contract::pod::{CONFIG_ANNOTATION, REFRESH_ANNOTATION};
+use contract::{
+    pod::{CONFIG_ANNOTATION, REFRESH_ANNOTATION},
+    summary::RefusedKey,
+};
 use jiff::SignedDuration;
 use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::Time};
 use operator::session::{
@@ -321,6 +324,52 @@ fn a_missing_secret_is_looked_for_again_and_again_but_not_too_often() {
         annotate(pod, REFRESH_ANNOTATION, "yesterday");
     });
     assert_eq!(plan(&observed).steps.len(), 1);
+}
+
+#[test]
+fn a_refused_key_is_looked_for_a_few_times_and_then_left() {
+    let mut observed = settled(&session(""));
+    let refuse = |observed: &mut Observed, ago: i64| {
+        let mut refused = idle();
+        refused.refused_keys = vec![RefusedKey {
+            provider: "acme".into(),
+            at: now() - SignedDuration::from_secs(ago),
+        }];
+        observed.summary = Some(seen(refused));
+    };
+    refuse(&mut observed, 0);
+    assert_eq!(plan(&observed).steps.len(), 1, "at once");
+    // What is due next after each look, in seconds after the refusal.
+    let touched = |observed: &mut Observed, ago: i64| {
+        let at = (now() - SignedDuration::from_secs(ago)).to_string();
+        with_pod(observed, |pod| annotate(pod, REFRESH_ANNOTATION, &at));
+    };
+    for (last, next) in [(0, 5), (5, 20), (20, 60)] {
+        refuse(&mut observed, next - 1);
+        touched(&mut observed, next - 1 - last);
+        let waits = plan(&observed);
+        assert_eq!(
+            (waits.steps.len(), waits.requeue.unwrap().as_secs()),
+            (0, 1),
+            "{next}"
+        );
+        refuse(&mut observed, next);
+        touched(&mut observed, next - last);
+        assert_eq!(plan(&observed).steps.len(), 1, "{next}");
+    }
+    // Whatever comes later: this key was looked for often enough.
+    for later in [61, 100, 10_000] {
+        refuse(&mut observed, later);
+        touched(&mut observed, later - 60);
+        assert_eq!(plan(&observed).steps, [], "{later}");
+    }
+    // Another refusal is news.
+    refuse(&mut observed, 0);
+    touched(&mut observed, 30);
+    assert_eq!(plan(&observed).steps.len(), 1);
+    // What a sidecar said that is no longer heard is none.
+    observed.summary.as_mut().unwrap().connected = false;
+    assert_eq!(plan(&observed).steps, []);
 }
 
 #[test]

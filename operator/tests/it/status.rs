@@ -5,6 +5,7 @@ use contract::{
     Usage,
     event::TurnError,
     session::SessionState,
+    spend::{AuditHead, Budget, Spend},
     summary::{PromptError, PromptSession},
 };
 use crds::{
@@ -230,13 +231,67 @@ fn the_result_stays_when_the_sidecar_is_gone_and_is_cut() {
         0,
         "the API server stores seconds"
     );
-    assert_eq!(first.usage.unwrap().total_tokens, i64::MAX);
+    assert_eq!(first.usage.clone().unwrap().total_tokens, i64::MAX);
 
     observed.session = with_status(session("  prompt: x\n"), first.clone());
     observed.pod = Child::Absent;
     observed.summary = None;
     let later = status(&observed, &[]);
     assert_eq!((later.result, later.usage), (first.result, first.usage));
+}
+
+#[test]
+fn usage_is_what_the_proxy_metered() {
+    let mut observed = settled(&session(""));
+    let mut summary = idle();
+    summary.usage = Usage {
+        input_tokens: 1,
+        reasoning_tokens: 4,
+        ..Usage::default()
+    };
+    summary.spend = Spend {
+        calls: 3,
+        input_tokens: 100,
+        output_tokens: 20,
+        cached_input_tokens: 7,
+        cost_nano_usd: 1_250_000,
+        estimated_calls: 1,
+        unpriced_calls: 2,
+    };
+    summary.budget_left = Some(Budget {
+        tokens: Some(50),
+        cost_nano_usd: Some(0),
+        calls: None,
+    });
+    summary.audit = Some(AuditHead {
+        count: 9,
+        hash: "ab".repeat(32),
+    });
+    observed.summary = Some(seen(summary.clone()));
+    let usage = status(&observed, &[]).usage.unwrap();
+    assert_eq!(
+        (
+            usage.total_tokens,
+            usage.input_tokens,
+            usage.cache_read_tokens
+        ),
+        (127, 100, 7)
+    );
+    assert_eq!(
+        (usage.calls, usage.estimated_calls, usage.reasoning_tokens),
+        (3, 1, 4)
+    );
+    assert_eq!(usage.cost_usd.as_deref(), Some("0.00125"));
+    let left = usage.budget_left.unwrap();
+    assert_eq!(
+        (left.tokens, left.cost_usd.as_deref(), left.calls),
+        (Some(50), Some("0"), None)
+    );
+    assert_eq!(usage.audit.unwrap().count, 9);
+    // Nothing has a price: no cost, not a cost of nothing.
+    summary.spend.unpriced_calls = 3;
+    observed.summary = Some(seen(summary));
+    assert_eq!(status(&observed, &[]).usage.unwrap().cost_usd, None);
 }
 
 #[test]

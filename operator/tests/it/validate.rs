@@ -131,3 +131,57 @@ fn texts_must_fit_into_an_annotation_with_their_escapes() {
         "{error}"
     );
 }
+
+#[test]
+fn budgets_and_prices_are_counted_in_whole_numbers() {
+    let priced = MINIMAL.replace(
+        "kind: anthropic,",
+        "kind: anthropic, prices: [{model: some-model, inputPerMillion: '3', outputPerMillion: '15.000001', cachedInputPerMillion: '0.3'}],",
+    );
+    assert_ne!(priced, MINIMAL);
+    let limits = "  limits: {budget: {tokens: 7, costUSD: '0.25', calls: 9}, loops: {callsPerMinute: 11, sameRequest: 4}}\n";
+    let session: crds::OpenCodeSession =
+        serde_saphyr::from_str(&format!("{priced}{limits}")).unwrap();
+    let config = valid(&session).config;
+    let budget = config.limits.budget;
+    assert_eq!(
+        (budget.tokens, budget.cost_nano_usd, budget.calls),
+        (Some(7), Some(250_000_000), Some(9))
+    );
+    assert_eq!(
+        (
+            config.limits.loops.calls_per_minute,
+            config.limits.loops.same_request
+        ),
+        (11, 4)
+    );
+    let price = &config.providers[0].prices[0];
+    assert_eq!(
+        (price.input, price.output, price.cached_input),
+        (3_000_000, 15_000_001, Some(300_000))
+    );
+    assert!(!config.audit_content);
+
+    assert_eq!(reason(&format!("{MINIMAL}{limits}")), "ModelUnpriced");
+    let small = format!("{priced}  smallModel: {{provider: acme, name: tiny}}\n{limits}");
+    assert_eq!(reason(&small), "ModelUnpriced");
+    for bad in [
+        "costUSD: '0'",
+        "costUSD: '1e9'",
+        "costUSD: '-1'",
+        "tokens: 0",
+        "calls: -3",
+    ] {
+        assert_eq!(
+            reason(&format!("{priced}  limits: {{budget: {{{bad}}}}}\n")),
+            "OutOfRange",
+            "{bad}"
+        );
+    }
+    assert_eq!(
+        reason(&format!(
+            "{MINIMAL}  limits: {{loops: {{sameRequest: 1}}}}\n"
+        )),
+        "OutOfRange"
+    );
+}

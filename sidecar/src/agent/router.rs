@@ -9,10 +9,11 @@
 //! up for all that was lost since it was queued, too.
 
 use super::wire::{OcEvent, OcKind};
+use crate::proxy::Bindings;
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -48,6 +49,7 @@ pub(crate) enum FromAgent {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Router {
     table: Arc<Mutex<Table>>,
+    bindings: Arc<OnceLock<Bindings>>,
 }
 
 #[derive(Debug, Default)]
@@ -125,6 +127,13 @@ impl Router {
         }
     }
 
+    /// From now on sub-agents call what their parents call, from the moment their beginning is read:
+    /// before any turn has taken it from its queue. Once only.
+    pub(crate) fn bind_children(&self, bindings: Bindings) {
+        // A second time would be a mistake without consequences.
+        let _ = self.bindings.set(bindings);
+    }
+
     /// Events of `child` go to whoever subscribed to `root` (or to the root of `root`). Without a
     /// subscriber nothing is kept.
     pub(crate) fn add_child(&self, child: &str, root: &str) {
@@ -185,6 +194,9 @@ impl Router {
         } = &event.kind
         {
             table.add_child(id, parent);
+            if let Some(bindings) = self.bindings.get() {
+                bindings.bind_child(id.as_str(), parent);
+            }
         }
         let root = table.root_of(session);
         let of_root = |subscriber: &&Subscriber| subscriber.root == root;

@@ -1,10 +1,6 @@
 //! The way back: status and bytes as they came, chunk by chunk, the key starred.
 
-use super::{
-    mask::Mask,
-    observe::{Call, What},
-    refusal::Refusal,
-};
+use super::{call::Call, mask::Mask, observe::What, refusal::Refusal, sniff};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -13,10 +9,12 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER},
 };
 use std::{io, pin::Pin, time::Duration};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Longest wait that a provider may ask OpenCode for, in seconds: OpenCode would obey an hour.
 const RETRY_AFTER_MAX: u32 = 60;
+/// White space before an answer after which it is taken for one, in bytes.
+const WHITE_MAX: usize = 4096;
 /// Headers that pass as they came.
 const PASSED: [HeaderName; 3] = [
     CONTENT_TYPE,
@@ -24,12 +22,27 @@ const PASSED: [HeaderName; 3] = [
     HeaderName::from_static("x-request-id"),
 ];
 
+/// How long a provider may be silent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// When the answer must have begun, with its first byte.
+    pub(crate) begin: Instant,
+    /// The same as a span, for people.
+    pub(crate) header: Duration,
+    /// Between two chunks.
+    pub(crate) chunk: Duration,
+}
+
 /// Turns a provider's answer into ours. The call ends when its last chunk was passed on.
-pub(crate) fn pass_on(
+///
+/// A 2xx is looked at before it is passed on: one that is neither a stream of events nor JSON, as the
+/// request asked, or that is empty, would set OpenCode asking again for ever.
+pub(crate) async fn pass_on(
     upstream: reqwest::Response,
     mask: Mask,
     mut call: Box<Call>,
-    chunk_timeout: Duration,
+    patience: Patience,
+    stream: bool,
 ) -> Result<Response, (Refusal, Box<Call>)> {
     let status = upstream.status();
     call.answered(status.as_u16());
@@ -52,16 +65,61 @@ pub(crate) fn pass_on(
         return Err((Refusal::upstream("bad_answer", message), call));
     }
     let headers = headers(upstream.headers(), &mask);
+    let kind = sniff::Kind::of(upstream.headers().get(CONTENT_TYPE));
+    let mut chunks = upstream.bytes_stream().boxed();
+    let mut first = Bytes::new();
+    if status.is_success() {
+        first = match begin(&mut chunks, patience).await {
+            Ok(first) => first,
+            Err((refusal, what)) => {
+                call.failed(what);
+                return Err((refusal, call));
+            }
+        };
+        match sniff::shape(kind, &first, stream) {
+            Ok(shape) => call.answers(shape),
+            Err(what) => return Err((Refusal::garbled(status, what), call)),
+        }
+    }
     let body = Passing {
-        chunks: upstream.bytes_stream().boxed(),
+        first,
+        chunks,
         mask,
         call,
-        chunk_timeout,
+        chunk_timeout: patience.chunk,
     };
     let mut response = Response::new(Body::from_stream(body.into_stream()));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     Ok(response)
+}
+
+type Chunks = Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>;
+
+/// Waits for the first bytes that are not white space; answers all up to then, nothing where the answer
+/// is empty.
+async fn begin(chunks: &mut Chunks, patience: Patience) -> Result<Bytes, (Refusal, What)> {
+    let mut first = Bytes::new();
+    loop {
+        match timeout_at(patience.begin, chunks.next()).await {
+            Ok(Some(Ok(chunk))) => {
+                first = if first.is_empty() {
+                    chunk
+                } else {
+                    [first, chunk].concat().into()
+                };
+                if first.len() > WHITE_MAX || !first.iter().all(u8::is_ascii_whitespace) {
+                    return Ok(first);
+                }
+            }
+            Ok(None) => return Ok(first),
+            Ok(Some(Err(_))) => {
+                let message = "the model provider's answer broke off before it began";
+                return Err((Refusal::upstream("cut", message), What::Cut));
+            }
+            Err(_) => return Err((Refusal::timeout(patience.header.as_secs()), What::Timeout)),
+        }
+    }
 }
 
 fn headers(from: &HeaderMap, mask: &Mask) -> HeaderMap {
@@ -97,7 +155,9 @@ fn retry_after(text: &str, now: jiff::Timestamp) -> Option<u32> {
 
 /// A body on its way.
 struct Passing {
-    chunks: Pin<Box<dyn Stream<Item = reqwest::Result<Bytes>> + Send>>,
+    /// What came already.
+    first: Bytes,
+    chunks: Chunks,
     mask: Mask,
     call: Box<Call>,
     chunk_timeout: Duration,
@@ -112,29 +172,47 @@ impl Passing {
         })
     }
 
-    /// The next piece to pass on and whether more may follow; `None` at the end.
+    /// The next piece to pass on and whether more may follow; `None` at the end. The call's end is
+    /// recorded before it is told.
     async fn next(&mut self) -> Option<(io::Result<Bytes>, bool)> {
         loop {
-            match timeout(self.chunk_timeout, self.chunks.next()).await {
+            let first = std::mem::take(&mut self.first);
+            let next = if first.is_empty() {
+                timeout(self.chunk_timeout, self.chunks.next()).await
+            } else {
+                Ok(Some(Ok(first)))
+            };
+            match next {
                 Ok(Some(Ok(chunk))) => {
+                    if let Err(exhausted) = self.call.metered(&chunk) {
+                        tracing::warn!(
+                            budget = exhausted.which,
+                            "a model's answer is cut: its budget is used up"
+                        );
+                        self.call.record().await;
+                        return Some((Err(io::ErrorKind::ConnectionAborted.into()), false));
+                    }
                     let chunk = self.mask.push(chunk);
                     if !chunk.is_empty() {
-                        self.call.passed(chunk.len());
+                        self.call.passed(&chunk);
                         return Some((Ok(chunk), true));
                     }
                 }
                 Ok(None) => {
                     let rest = self.mask.finish();
-                    self.call.passed(rest.len());
+                    self.call.passed(&rest);
                     self.call.completed();
+                    self.call.record().await;
                     return (!rest.is_empty()).then_some((Ok(rest), false));
                 }
                 Ok(Some(Err(_))) => {
                     self.call.failed(What::Cut);
+                    self.call.record().await;
                     return Some((Err(io::ErrorKind::ConnectionAborted.into()), false));
                 }
                 Err(_) => {
                     self.call.failed(What::Timeout);
+                    self.call.record().await;
                     return Some((Err(io::ErrorKind::TimedOut.into()), false));
                 }
             }

@@ -1,10 +1,14 @@
 //! Which of OpenCode's sessions calls which model.
 
 use super::target::Target;
+use contract::event::TurnError;
 use std::{
     collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
+    time::Duration,
 };
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// Most children held: their ids come from OpenCode, which is not trusted to be modest. A child
 /// beyond it counts for the pod.
@@ -12,22 +16,94 @@ const CHILDREN_MAX: usize = 10_000;
 
 /// Targets by OpenCode's session id. Clones share one table.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Bindings(Arc<RwLock<Table>>);
+pub(crate) struct Bindings {
+    table: Arc<RwLock<Table>>,
+    news: Arc<watch::Sender<()>>,
+}
 
 #[derive(Debug, Default)]
 struct Table {
-    roots: HashMap<String, Arc<Target>>,
+    roots: HashMap<String, Bound>,
     /// Child to root.
     children: HashMap<String, String>,
+}
+
+/// What a session's calls go to and count for.
+#[derive(Clone, Debug)]
+pub(crate) struct Bound {
+    /// OpenCode's session at the root.
+    pub(crate) root: String,
+    pub(crate) target: Arc<Target>,
+    pub(crate) turn: Option<Arc<TurnLink>>,
+}
+
+/// A turn as the proxy knows it: whom its calls are for, and a way to end it.
+#[derive(Debug)]
+pub(crate) struct TurnLink {
+    pub(crate) session: String,
+    pub(crate) turn: u32,
+    pub(crate) author: String,
+    stop: OnceLock<(TurnError, String)>,
+    stopped: CancellationToken,
+}
+
+impl TurnLink {
+    pub(crate) fn new(
+        session: impl Into<String>,
+        turn: u32,
+        author: impl Into<String>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            session: session.into(),
+            turn,
+            author: author.into(),
+            stop: OnceLock::new(),
+            stopped: CancellationToken::new(),
+        })
+    }
+
+    /// Ends the turn with this error; the first reason counts.
+    pub(crate) fn stop(&self, code: TurnError, message: impl Into<String>) {
+        let _ = self.stop.set((code, message.into()));
+        self.stopped.cancel();
+    }
+
+    /// Waits until the turn is to end, and says why. Cancel safe.
+    pub(crate) async fn stopped(&self) -> (TurnError, String) {
+        self.stopped.cancelled().await;
+        let why = self.stop.get().cloned();
+        why.unwrap_or((
+            TurnError::AgentError,
+            "the model proxy stopped the turn".into(),
+        ))
+    }
 }
 
 impl Bindings {
     /// From now on this session calls `target`; what was bound before is forgotten.
     pub(crate) fn bind(&self, opencode_session_id: impl Into<String>, target: Arc<Target>) {
-        let id = opencode_session_id.into();
+        self.insert(opencode_session_id.into(), target, None);
+    }
+
+    /// The same for a turn, to which the calls count and which they may end.
+    pub(crate) fn bind_turn(
+        &self,
+        opencode_session_id: impl Into<String>,
+        target: Arc<Target>,
+        turn: Arc<TurnLink>,
+    ) {
+        self.insert(opencode_session_id.into(), target, Some(turn));
+    }
+
+    fn insert(&self, root: String, target: Arc<Target>, turn: Option<Arc<TurnLink>>) {
         self.write(|table| {
-            table.children.remove(&id);
-            table.roots.insert(id, target);
+            table.children.remove(&root);
+            let bound = Bound {
+                root: root.clone(),
+                target,
+                turn,
+            };
+            table.roots.insert(root, bound);
         });
     }
 
@@ -60,8 +136,8 @@ impl Bindings {
         });
     }
 
-    /// The target of a session or of a child's root.
-    pub(crate) fn get(&self, opencode_session_id: &str) -> Option<Arc<Target>> {
+    /// What a session is bound to, or a child's root.
+    pub(crate) fn get(&self, opencode_session_id: &str) -> Option<Bound> {
         self.read(|table| {
             let root = table
                 .children
@@ -71,8 +147,33 @@ impl Bindings {
         })
     }
 
-    /// The target, if just one session is bound.
-    pub(crate) fn only(&self) -> Option<Arc<Target>> {
+    /// The same; while turns are under way, an unknown session is waited for: a sub-agent may call
+    /// before OpenCode's event about it was read. Cancel safe.
+    pub(crate) async fn find(
+        &self,
+        opencode_session_id: &str,
+        patience: Duration,
+    ) -> Option<Bound> {
+        let mut news = self.news.subscribe();
+        let known = async {
+            loop {
+                let bound = self.get(opencode_session_id);
+                if bound.is_some() || self.read(|table| table.roots.is_empty()) {
+                    return bound;
+                }
+                // The sender lives in `self`.
+                if news.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        tokio::time::timeout(patience, known)
+            .await
+            .unwrap_or_default()
+    }
+
+    /// The only session that is bound, if there is just one.
+    pub(crate) fn only(&self) -> Option<Bound> {
         self.read(|table| {
             let mut targets = table.roots.values();
             targets.next().filter(|_| targets.next().is_none()).cloned()
@@ -80,11 +181,12 @@ impl Bindings {
     }
 
     fn read<T>(&self, look: impl FnOnce(&Table) -> T) -> T {
-        look(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+        look(&self.table.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn write(&self, change: impl FnOnce(&mut Table)) {
-        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.table.write().unwrap_or_else(PoisonError::into_inner));
+        self.news.send_replace(());
     }
 }
 
@@ -98,6 +200,7 @@ mod tests {
             api: Api::Chat,
             base: "http://models.test/v1".parse().unwrap(),
             key: KeySource::Provider("p".into()),
+            provider: None,
             model: model.into(),
             temperature: None,
             max_tokens: None,
@@ -106,7 +209,7 @@ mod tests {
     }
 
     fn model(bindings: &Bindings, id: &str) -> Option<String> {
-        bindings.get(id).map(|target| target.model.clone())
+        bindings.get(id).map(|bound| bound.target.model.clone())
     }
 
     #[test]
@@ -118,7 +221,7 @@ mod tests {
         bindings.bind_child("a11", "a1");
         assert!(bindings.get("lost").is_none());
         assert_eq!(model(&bindings, "a11").unwrap(), "one");
-        assert_eq!(bindings.only().unwrap().model, "one");
+        assert_eq!(bindings.only().unwrap().target.model, "one");
         bindings.bind("a", target("two"));
         assert_eq!(model(&bindings, "a1").unwrap(), "two");
         bindings.bind("b", target("three"));
@@ -129,7 +232,7 @@ mod tests {
         assert!(bindings.get("a11").is_none());
         bindings.clone().unbind("a");
         assert!(bindings.get("a").is_none() && bindings.get("a1").is_none());
-        assert_eq!(bindings.only().unwrap().model, "three");
+        assert_eq!(bindings.only().unwrap().target.model, "three");
     }
 
     #[test]
@@ -143,5 +246,41 @@ mod tests {
         assert!(bindings.get(&format!("c{CHILDREN_MAX}")).is_none());
         bindings.unbind("a");
         assert!(bindings.get("c0").is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_child_is_waited_for_while_its_parent_works() {
+        let bindings = Bindings::default();
+        let patience = Duration::from_secs(2);
+        let began = tokio::time::Instant::now();
+        assert!(bindings.find("kid", patience).await.is_none());
+        assert_eq!(
+            began.elapsed(),
+            Duration::ZERO,
+            "no turn that could have children"
+        );
+        bindings.bind("a", target("one"));
+        bindings.bind("b", target("two"));
+        assert!(bindings.find("kid", patience).await.is_none());
+        assert_eq!(began.elapsed(), patience);
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            bindings.bind_child("other", "a");
+            bindings.bind_child("kid", "b");
+        };
+        let (found, ()) = tokio::join!(bindings.find("kid", patience), late);
+        assert_eq!(found.unwrap().target.model, "two");
+        assert_eq!(began.elapsed(), patience + Duration::from_millis(700));
+    }
+
+    #[tokio::test]
+    async fn the_first_reason_ends_a_turn() {
+        let link = TurnLink::new("heron", 2, "walrus");
+        link.stop(TurnError::BudgetExhausted, "one");
+        link.stop(TurnError::CallLoop, "two");
+        assert_eq!(
+            link.stopped().await,
+            (TurnError::BudgetExhausted, "one".into())
+        );
     }
 }

@@ -43,6 +43,12 @@ impl<'a> Fields<'a> {
         serde_json::from_str(value.get()).map_err(|_| EditError::Model)
     }
 
+    /// Whether the answer is to come as a stream of events.
+    pub(crate) fn wants_stream(&self) -> bool {
+        let stream = self.0.iter().find(|(name, _)| name == "stream");
+        stream.is_some_and(|(_, value)| value.get() == "true")
+    }
+
     /// The body for `target`.
     pub(crate) fn write(&self, target: &Target) -> Vec<u8> {
         let size: usize = self
@@ -158,6 +164,7 @@ mod tests {
             api,
             base: "https://models.test/v1".parse().unwrap(),
             key: KeySource::Forgotten,
+            provider: None,
             model: "real \"1\"".into(),
             temperature,
             max_tokens,

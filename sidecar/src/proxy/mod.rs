@@ -7,22 +7,29 @@
 pub(crate) mod alias;
 mod answer;
 pub(crate) mod bindings;
+mod breaker;
+mod call;
+mod content;
 pub(crate) mod edit;
 mod endpoint;
 mod guard;
 mod inbound;
+pub(crate) mod ledger;
 mod mask;
+mod meter;
 mod observe;
 mod refusal;
 mod serve;
 mod server;
+mod sniff;
 pub(crate) mod target;
 mod upstream;
 
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bindings::Bindings;
+pub(crate) use bindings::{Bindings, TurnLink};
+pub(crate) use ledger::Ledger;
 pub(crate) use observe::{Observation, What};
 pub(crate) use serve::serve;
 pub(crate) use server::Proxy;

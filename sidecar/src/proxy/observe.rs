@@ -1,13 +1,14 @@
-//! What others learn of model calls: news for a session's readers, counters, one log line a call.
-//! Never a body, never a key.
+//! What others learn of model calls: news for a session's readers, and counters.
 
+#[cfg(test)]
 use super::target::Api;
+use crate::audit::Counted;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use std::{sync::Arc, time::Instant};
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// News of a model call.
@@ -89,10 +90,14 @@ pub(crate) enum Outcome {
     Refused,
     /// OpenCode went away.
     Aborted,
+    /// Cut in mid-stream, because a budget was used up.
+    Budget,
+    /// A 2xx that is no answer of a model.
+    Garbled,
 }
 
 impl Outcome {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::ClientError => "client_error",
@@ -103,10 +108,12 @@ impl Outcome {
             Self::Cut => "cut",
             Self::Refused => "refused",
             Self::Aborted => "aborted",
+            Self::Budget => "budget",
+            Self::Garbled => "garbled",
         }
     }
 
-    fn of(status: u16) -> Self {
+    pub(super) fn of(status: u16) -> Self {
         match status {
             429 => Self::RateLimited,
             400..=499 => Self::ClientError,
@@ -121,8 +128,28 @@ impl Outcome {
 pub(crate) struct Metrics {
     calls: Family<CallLabels, Counter>,
     seconds: Family<ApiLabel, Histogram, fn() -> Histogram>,
-    running: Gauge,
+    pub(super) running: Gauge,
     echoes: Counter,
+    tokens: Family<KindLabel, Counter>,
+    cost: Counter,
+    estimated: Counter,
+    budget_stops: Family<BudgetLabel, Counter>,
+    loop_stops: Family<LoopLabel, Counter>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct KindLabel {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BudgetLabel {
+    budget: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LoopLabel {
+    reason: &'static str,
 }
 
 impl Default for Metrics {
@@ -136,6 +163,11 @@ impl Default for Metrics {
             seconds,
             running: Gauge::default(),
             echoes: Counter::default(),
+            tokens: Family::default(),
+            cost: Counter::default(),
+            estimated: Counter::default(),
+            budget_stops: Family::default(),
+            loop_stops: Family::default(),
         }
     }
 }
@@ -151,6 +183,66 @@ impl Metrics {
         registry.register("model_calls_running", "Calls of models under way", running);
         let help = "Keys starred in answers of providers";
         registry.register("model_key_echoes", help, self.echoes.clone());
+        let help = "Tokens of model calls by kind";
+        registry.register("model_tokens", help, self.tokens.clone());
+        let help = "Cost of model calls that have a price, in nano-USD";
+        registry.register("model_cost_nano_usd", help, self.cost.clone());
+        let help = "Model calls whose tokens are estimated";
+        registry.register("model_calls_estimated", help, self.estimated.clone());
+        let help = "Model calls that were refused or cut because a budget is used up";
+        registry.register("model_budget_stops", help, self.budget_stops.clone());
+        let help = "Model calls that were refused as a loop";
+        registry.register("model_loop_stops", help, self.loop_stops.clone());
+    }
+
+    /// A call ended.
+    pub(super) fn count_call(
+        &self,
+        api: &'static str,
+        outcome: Outcome,
+        took: Duration,
+        counted: &Counted,
+    ) {
+        let seconds = self.seconds.get_or_create(&ApiLabel { api });
+        seconds.observe(took.as_secs_f64());
+        let outcome = outcome.as_str();
+        self.calls.get_or_create(&CallLabels { api, outcome }).inc();
+        let kinds = [
+            ("input", counted.input_tokens),
+            ("output", counted.output_tokens),
+            ("cached_input", counted.cached_input_tokens),
+        ];
+        for (kind, tokens) in kinds.into_iter().filter(|(_, tokens)| *tokens > 0) {
+            self.tokens
+                .get_or_create(&KindLabel { kind })
+                .inc_by(tokens);
+        }
+        self.cost.inc_by(counted.cost_nano_usd.unwrap_or(0));
+        self.estimated.inc_by(u64::from(counted.estimated));
+    }
+
+    /// A budget stopped a call.
+    pub(super) fn count_budget_stop(&self, budget: &'static str) {
+        self.budget_stops
+            .get_or_create(&BudgetLabel { budget })
+            .inc();
+    }
+
+    /// A call was a loop.
+    pub(super) fn count_loop_stop(&self, reason: &'static str) {
+        self.loop_stops.get_or_create(&LoopLabel { reason }).inc();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn loop_stops(&self, reason: &'static str) -> u64 {
+        self.loop_stops.get_or_create(&LoopLabel { reason }).get()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn budget_stops(&self, budget: &'static str) -> u64 {
+        self.budget_stops
+            .get_or_create(&BudgetLabel { budget })
+            .get()
     }
 
     /// Keys that were starred.
@@ -162,112 +254,5 @@ impl Metrics {
     pub(crate) fn calls(&self, api: Api, outcome: Outcome) -> u64 {
         let (api, outcome) = (api.id(), outcome.as_str());
         self.calls.get_or_create(&CallLabels { api, outcome }).get()
-    }
-}
-
-/// A call under way. Dropping it counts and logs it; one that was never ended was aborted.
-pub(crate) struct Call {
-    api: Api,
-    session: Option<String>,
-    model: Option<String>,
-    status: u16,
-    bytes: u64,
-    outcome: Outcome,
-    started: Instant,
-    metrics: Metrics,
-    observer: Arc<dyn Observer>,
-}
-
-impl Call {
-    pub(crate) fn begin(api: Api, metrics: &Metrics, observer: &Arc<dyn Observer>) -> Self {
-        metrics.running.inc();
-        Self {
-            api,
-            session: None,
-            model: None,
-            status: 0,
-            bytes: 0,
-            outcome: Outcome::Aborted,
-            started: Instant::now(),
-            metrics: metrics.clone(),
-            observer: Arc::clone(observer),
-        }
-    }
-
-    pub(crate) fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    pub(crate) fn of_session(&mut self, session: Option<String>) {
-        self.session = session;
-    }
-
-    pub(crate) fn of_model(&mut self, label: String) {
-        self.model = Some(label);
-    }
-
-    /// The provider began to answer.
-    pub(crate) fn answered(&mut self, status: u16) {
-        self.status = status;
-        self.tell(What::Upstream { status });
-    }
-
-    /// Bytes passed on.
-    pub(crate) fn passed(&mut self, bytes: usize) {
-        self.bytes += bytes as u64;
-    }
-
-    /// The answer arrived whole.
-    pub(crate) fn completed(&mut self) {
-        self.outcome = Outcome::of(self.status);
-    }
-
-    /// It failed in a way that readers are told.
-    pub(crate) fn failed(&mut self, what: What) {
-        self.outcome = match &what {
-            What::Upstream { status } => Outcome::of(*status),
-            What::Timeout => Outcome::Timeout,
-            What::Unreachable => Outcome::Unreachable,
-            What::Cut => Outcome::Cut,
-            What::KeyMissing { .. } | What::KeyForgotten => Outcome::Refused,
-        };
-        self.tell(what);
-    }
-
-    /// The proxy answered itself.
-    pub(crate) fn refused(&mut self, status: u16) {
-        self.status = status;
-        if self.outcome == Outcome::Aborted {
-            self.outcome = Outcome::Refused;
-        }
-    }
-
-    fn tell(&self, what: What) {
-        self.observer.observe(Observation {
-            session: self.session.clone(),
-            what,
-        });
-    }
-}
-
-impl Drop for Call {
-    fn drop(&mut self) {
-        self.metrics.running.dec();
-        let (api, outcome) = (self.api.id(), self.outcome.as_str());
-        let labels = CallLabels { api, outcome };
-        self.metrics.calls.get_or_create(&labels).inc();
-        let took = self.started.elapsed();
-        let seconds = self.metrics.seconds.get_or_create(&ApiLabel { api });
-        seconds.observe(took.as_secs_f64());
-        tracing::info!(
-            api,
-            outcome,
-            opencode_session = self.session.as_deref().unwrap_or("-"),
-            model = self.model.as_deref().unwrap_or("-"),
-            status = self.status,
-            bytes = self.bytes,
-            ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "model call"
-        );
     }
 }

@@ -1,11 +1,12 @@
 //! Answers of the proxy itself, in the shape of the provider's errors, so that OpenCode shows them
 //! as it shows theirs.
 
-use super::target::Api;
+use super::{breaker::Loop, ledger::Exhausted, target::Api};
 use axum::{
     Json,
     response::{IntoResponse, Response},
 };
+use contract::event::TurnError;
 use http::StatusCode;
 use serde_json::json;
 
@@ -15,6 +16,8 @@ pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     /// Stable, for people and tests.
     pub(crate) code: &'static str,
+    /// Ends the turn with this: OpenCode would go on all the same, or tell it in riddles.
+    pub(crate) ends_turn: Option<TurnError>,
     message: String,
 }
 
@@ -23,8 +26,60 @@ impl Refusal {
         Self {
             status,
             code,
+            ends_turn: None,
             message: message.into(),
         }
+    }
+
+    /// One that ends the turn. 400, since OpenCode tries 408, 409, 429 and 5xx again, and takes 401, 402
+    /// and 403 for a refused key.
+    fn fatal(turn: TurnError, code: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            ends_turn: Some(turn),
+            ..Self::new(StatusCode::BAD_REQUEST, code, message)
+        }
+    }
+
+    /// For people.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    pub(crate) fn budget(exhausted: &Exhausted) -> Self {
+        let message = exhausted.message();
+        Self::fatal(TurnError::BudgetExhausted, "budget_exhausted", message)
+    }
+
+    pub(crate) fn unpriced(model: &str) -> Self {
+        let message = super::target::unpriced(model);
+        Self::fatal(TurnError::ModelUnpriced, "model_unpriced", message)
+    }
+
+    pub(crate) fn looping(why: Loop) -> Self {
+        Self::fatal(TurnError::CallLoop, why.code(), why.message())
+    }
+
+    pub(crate) fn unrecorded() -> Self {
+        let message = "the audit log of model calls cannot be written, so no call is made: free space on the \
+                       volume of the journal, or enlarge it, then send the prompt again";
+        Self::fatal(TurnError::DiskFull, "audit_unwritable", message)
+    }
+
+    pub(crate) fn endpoint_changed(provider: &str) -> Self {
+        let message = format!(
+            "the endpoint of provider {provider:?} was changed while the turn ran, and its key goes only to the \
+             endpoint declared now: send the prompt again"
+        );
+        Self::fatal(TurnError::EndpointChanged, "endpoint_changed", message)
+    }
+
+    pub(crate) fn garbled(status: StatusCode, what: &str) -> Self {
+        let message = format!(
+            "the model's provider answered {} with {what}, which is no answer of a model: check \
+             providers[].endpoint and what stands between",
+            status.as_u16()
+        );
+        Self::fatal(TurnError::ProviderGarbled, "bad_answer", message)
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
@@ -100,6 +155,7 @@ impl Refusal {
         let Self {
             status,
             code,
+            ends_turn: _,
             message,
         } = self;
         let body = match api {

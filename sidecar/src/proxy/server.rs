@@ -1,14 +1,19 @@
 //! The proxy's router: from a call of OpenCode to its target and back.
 
 use super::{
-    Bindings, ProxyError, What, alias, answer,
+    Bindings, Ledger, ProxyError, What, alias,
+    answer::{self, Patience},
+    bindings::Bound,
+    breaker::Digest,
+    call::{Call, Shared},
+    content::Content,
     edit::Fields,
     inbound::{self, Received},
     mask::Mask,
-    observe::{Call, Metrics, Observer, Unobserved},
+    observe::{Metrics, Observer, Unobserved},
     refusal::Refusal,
     serve::LocalPort,
-    target::{Api, Target},
+    target::{Api, KeySource, Target},
     upstream::{self, Clients},
 };
 use crate::{config::Config, keys::ProviderKeys, settings::Settings};
@@ -21,10 +26,14 @@ use axum::{
 use bytes::Bytes;
 use contract::pod::PodConfig;
 use http::StatusCode;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest as _, Sha256};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::Semaphore;
 
+/// How long a call of an unknown session waits for news of it: OpenCode's event about a sub-agent and
+/// the sub-agent's first call come by different ways. Then it counts for the pod.
+const CHILD_PATIENCE: Duration = Duration::from_secs(2);
 /// Bytes of request bodies at once. The agent decides how many calls it makes at once and how large
 /// they are; it must not decide how much memory the sidecar takes.
 const MEMORY: usize = 64 * 1024 * 1024;
@@ -34,15 +43,12 @@ const LARGE: usize = 256 * 1024;
 /// The credential proxy.
 pub(crate) struct Proxy {
     bindings: Bindings,
-    config: Config,
-    keys: ProviderKeys,
     clients: Clients,
     port: u16,
     header_timeout: Duration,
     chunk_timeout: Duration,
     memory: Arc<Semaphore>,
-    metrics: Metrics,
-    observer: Arc<dyn Observer>,
+    shared: Shared,
 }
 
 impl Proxy {
@@ -53,31 +59,36 @@ impl Proxy {
         config: Config,
         keys: ProviderKeys,
         bindings: Bindings,
+        ledger: Arc<Ledger>,
     ) -> Result<Self, ProxyError> {
         Ok(Self {
             bindings,
-            config,
-            keys,
             clients: Clients::new(settings.extra_ca_file.as_deref())?,
             port: settings.proxy_port,
             header_timeout: Duration::from_secs(settings.model_header_timeout),
             chunk_timeout: Duration::from_secs(settings.model_chunk_timeout),
             memory: Arc::new(Semaphore::new(MEMORY)),
-            metrics: Metrics::default(),
-            observer: Arc::new(Unobserved),
+            shared: Shared {
+                metrics: Metrics::default(),
+                observer: Arc::new(Unobserved),
+                ledger,
+                breaker: Arc::default(),
+                config,
+                keys,
+            },
         })
     }
 
     /// Tells this observer of calls.
     #[must_use]
     pub(crate) fn with_observer(mut self, observer: Arc<dyn Observer>) -> Self {
-        self.observer = observer;
+        self.shared.observer = observer;
         self
     }
 
     /// The counters, to be registered.
     pub(crate) fn metrics(&self) -> Metrics {
-        self.metrics.clone()
+        self.shared.metrics.clone()
     }
 
     /// All routes. Under [`super::serve`] requests are held to the listener's port, elsewhere to the
@@ -98,11 +109,12 @@ impl Proxy {
     }
 
     async fn answer(self: Arc<Self>, api: Api, request: Request) -> Response {
-        let call = Box::new(Call::begin(api, &self.metrics, &self.observer));
+        let call = Box::new(Call::begin(api, &self.shared));
         match self.call(api, request, call).await {
             Ok(response) => response,
             Err((refusal, mut call)) => {
-                call.refused(refusal.status.as_u16());
+                call.refused(&refusal);
+                call.record().await;
                 tracing::debug!(code = refusal.code, "refused a model call");
                 refusal.into_response(api)
             }
@@ -128,7 +140,9 @@ impl Proxy {
                 match $result {
                     Ok(value) => value,
                     Err((refusal, what)) => {
-                        call.failed(what);
+                        if let Some(what) = what.into() {
+                            call.failed(what);
+                        }
                         return Err((refusal, call));
                     }
                 }
@@ -140,35 +154,87 @@ impl Proxy {
             .get::<LocalPort>()
             .map_or(self.port, |port| port.0);
         let head = or_refuse!(inbound::check(api, &parts, port));
-        call.of_session(head.session.clone());
+        let bound = match head.session.as_deref() {
+            Some(session) => self.bindings.find(session, CHILD_PATIENCE).await,
+            None => None,
+        };
+        call.of_session(head.session, bound.as_ref());
         let received = or_refuse!(inbound::read(&parts.headers, body, &self.memory).await);
         let Received { bytes, share } = received;
-        let (target, body) = or_refuse!(self.prepare(api, head.session, bytes).await);
-        call.of_model(target.label());
+        let request = or_refuse!(self.prepare(api, bound.clone(), bytes).await);
+        let Prepared { target, body, .. } = request;
 
-        let key = or_tell!(upstream::key(&target, &self.keys));
-        let mut headers = head.headers;
-        or_refuse!(upstream::authorize(&mut headers, api, &key));
-        let client = self.clients.get(&self.config.pod()).map_err(|error| {
+        let pod = self.shared.config.pod();
+        let price = target.price(&pod).cloned();
+        call.of_target(&target, price.clone(), request.small);
+        let root = bound.as_ref().map_or("", |bound| bound.root.as_str());
+        let looping = self
+            .shared
+            .breaker
+            .check(root, call.caller(), &request.digest, &pod.limits.loops)
+            .map_err(|why| {
+                self.shared.metrics.count_loop_stop(why.code());
+                Refusal::looping(why)
+            });
+        or_refuse!(looping);
+        if pod.limits.budget.cost_nano_usd.is_some() && price.is_none() {
+            return Err((Refusal::unpriced(&target.model), call));
+        }
+        let client = self.clients.get(&pod).map_err(|error| {
             tracing::error!(%error, "no client for model calls");
             let message = "the pod's HTTP proxy cannot be used: check its URL";
             (Refusal::upstream("http_proxy", message), What::Unreachable)
         });
         let client = or_tell!(client);
+        // A call that cannot be made is to cost nothing.
+        or_tell!(upstream::key(
+            &target,
+            &self.shared.keys,
+            &self.shared.config
+        ));
+        or_refuse!(call.admit(request.digest, body.len()).await);
+        // And again: the key is the one that is there when it is used, not before a write to the disk.
+        let key = upstream::key(&target, &self.shared.keys, &self.shared.config);
+        let key = or_tell!(key);
+        let mut headers = head.headers;
+        or_refuse!(upstream::authorize(&mut headers, api, &key));
+        if pod.audit_content {
+            call.with_content(Content::of(&body, key.expose_secret()));
+        }
+        let patience = Patience {
+            begin: tokio::time::Instant::now() + self.header_timeout,
+            header: self.header_timeout,
+            chunk: self.chunk_timeout,
+        };
         let sent = upstream::send(&client, &target, headers, body, self.header_timeout).await;
         let response = or_tell!(sent);
         drop(share);
+        self.heed(&target, &key, response.status());
         let mask = Mask::new(key.expose_secret());
-        answer::pass_on(response, mask, call, self.chunk_timeout)
+        answer::pass_on(response, mask, call, patience, request.stream).await
+    }
+
+    /// Remembers whether a mounted key was refused.
+    fn heed(&self, target: &Target, key: &SecretString, status: StatusCode) {
+        let KeySource::Provider(provider) = &target.key else {
+            return;
+        };
+        if matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+            self.shared
+                .keys
+                .refused(provider, key, jiff::Timestamp::now());
+        } else if status.is_success() {
+            self.shared.keys.accepted(provider, key);
+        }
     }
 
     /// Reads the body, finds the target and writes the body for it.
     async fn prepare(
         self: &Arc<Self>,
         api: Api,
-        session: Option<String>,
+        bound: Option<Bound>,
         bytes: Bytes,
-    ) -> Result<(Arc<Target>, Vec<u8>), Refusal> {
+    ) -> Result<Prepared, Refusal> {
         let proxy = Arc::clone(self);
         let large = bytes.len() >= LARGE;
         let work = move || {
@@ -177,9 +243,15 @@ impl Proxy {
             let alias = fields
                 .model()
                 .map_err(|error| Refusal::bad_request(error.to_string()))?;
-            let target = proxy.choose(api, session.as_deref(), &alias)?;
+            let target = proxy.choose(api, bound, &alias)?;
             let body = fields.write(&target);
-            Ok((target, body))
+            Ok(Prepared {
+                target,
+                body,
+                digest: Sha256::digest(&bytes).into(),
+                stream: fields.wants_stream(),
+                small: alias == alias::SMALL,
+            })
         };
         if !large {
             return work();
@@ -193,21 +265,30 @@ impl Proxy {
     /// The target of a call: of its session, or else of the pod, or else of the only session there
     /// is; the first that speaks the API of the route. For the small alias the pod's small model
     /// comes first.
-    fn choose(&self, api: Api, session: Option<&str>, alias: &str) -> Result<Arc<Target>, Refusal> {
+    fn choose(&self, api: Api, bound: Option<Bound>, alias: &str) -> Result<Arc<Target>, Refusal> {
         if !alias::is_known(alias) {
             return Err(Refusal::unknown_model(alias));
         }
-        let pod = self.config.pod();
+        let pod = self.shared.config.pod();
         let small = || (alias == alias::SMALL).then(|| small_of(&pod)).flatten();
-        let bound = || session.and_then(|id| self.bindings.get(id));
         let fits = |target: &Arc<Target>| target.api == api;
         small()
             .filter(fits)
-            .or_else(|| bound().filter(fits))
+            .or_else(|| bound.map(|bound| bound.target).filter(fits))
             .or_else(|| model_of(&pod).filter(fits))
-            .or_else(|| self.bindings.only().filter(fits))
+            .or_else(|| self.bindings.only().map(|bound| bound.target).filter(fits))
             .ok_or_else(Refusal::no_target)
     }
+}
+
+/// A request, ready to be sent.
+struct Prepared {
+    target: Arc<Target>,
+    body: Vec<u8>,
+    /// Of the body as it came.
+    digest: Digest,
+    stream: bool,
+    small: bool,
 }
 
 fn model_of(pod: &PodConfig) -> Option<Arc<Target>> {

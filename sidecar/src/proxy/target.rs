@@ -10,6 +10,7 @@ use contract::{
     error::FieldError,
     pod::{ModelChoice, PodConfig, ProviderConfig, ProviderKind},
     session::{ModelConfig, Provider},
+    spend::Price,
 };
 use secrecy::{ExposeSecret, SecretString};
 use std::fmt;
@@ -119,6 +120,8 @@ pub(crate) struct Target {
     /// Base URL without a slash at the end of its path, as in `https://api.openai.com/v1`.
     pub(crate) base: Url,
     pub(crate) key: KeySource,
+    /// The pod's provider of this endpoint, if it declares one.
+    pub(crate) provider: Option<String>,
     /// Name at the provider.
     pub(crate) model: String,
     pub(crate) temperature: Option<f64>,
@@ -137,8 +140,9 @@ impl Target {
         wanted: Option<&ModelConfig>,
     ) -> Result<Self, Vec<FieldError>> {
         match (wanted, &pod.model) {
-            (Some(wanted), _) => Self::of_request(pod, wanted, wanted.api_key.is_some()),
-            (None, Some(choice)) => Self::of_choice(pod, choice),
+            (Some(wanted), _) => Self::of_request(pod, wanted, wanted.api_key.is_some())?
+                .affordable(pod, "model_config.model"),
+            (None, Some(choice)) => Self::of_choice(pod, choice)?.affordable(pod, "spec.model"),
             (None, None) => Err(vec![FieldError::new(
                 "model_config",
                 "required: this pod has no model of its own; send model_config or set spec.model",
@@ -154,7 +158,9 @@ impl Target {
         had_key: bool,
     ) -> Result<Self, Vec<FieldError>> {
         match wanted {
-            Some(wanted) if had_key => Self::of_request(pod, wanted, true),
+            Some(wanted) if had_key => {
+                Self::of_request(pod, wanted, true)?.affordable(pod, "model_config.model")
+            }
             _ => Self::resolve(pod, wanted),
         }
     }
@@ -189,6 +195,7 @@ impl Target {
                 api: provider.kind.into(),
                 base: endpoint.into_url(),
                 key: KeySource::Provider(provider.name.clone()),
+                provider: Some(provider.name.clone()),
                 model: choice.name.clone(),
                 temperature: choice.temperature,
                 max_tokens: choice.max_tokens,
@@ -240,10 +247,10 @@ impl Target {
         let Some(place) = place.filter(|_| wrong.none()) else {
             return Err(wrong.fields);
         };
-        let key = match (&wanted.api_key, place.provider) {
+        let key = match (&wanted.api_key, &place.provider) {
             (Some(key), _) => KeySource::Request(key.clone()),
             (None, _) if own_key => KeySource::Forgotten,
-            (None, Some(provider)) => KeySource::Provider(provider),
+            (None, Some(provider)) => KeySource::Provider(provider.clone()),
             (None, None) => {
                 wrong.add(
                     "api_key",
@@ -256,11 +263,36 @@ impl Target {
             api,
             base: place.base.into_url(),
             key,
+            provider: place.provider,
             model,
             temperature: wanted.temperature,
             max_tokens: wanted.max_tokens,
             context_window: place.context_window,
         })
+    }
+
+    /// What its model costs, where the pod's configuration says.
+    pub(crate) fn price<'a>(&self, pod: &'a PodConfig) -> Option<&'a Price> {
+        let name = self.provider.as_deref()?;
+        let provider = pod.providers.iter().find(|p| p.name == name)?;
+        provider
+            .prices
+            .iter()
+            .find(|price| price.model == self.model)
+    }
+
+    /// Where it is, for people: the provider's name, else the host.
+    pub(crate) fn place(&self) -> String {
+        let host = || self.base.host_str().unwrap_or("-").to_owned();
+        self.provider.clone().unwrap_or_else(host)
+    }
+
+    /// A budget of money holds only for models with a price.
+    fn affordable(self, pod: &PodConfig, field: &str) -> Result<Self, Vec<FieldError>> {
+        if pod.limits.budget.cost_nano_usd.is_none() || self.price(pod).is_some() {
+            return Ok(self);
+        }
+        Err(vec![FieldError::new(field, unpriced(&self.model))])
     }
 
     /// The same with a key that came with a request.
@@ -289,6 +321,14 @@ impl Target {
             KeySource::Provider(_) | KeySource::Request(_) | KeySource::Forgotten => None,
         }
     }
+}
+
+/// What to do about a model without a price in a pod with a budget of money.
+pub(crate) fn unpriced(model: &str) -> String {
+    format!(
+        "model {model:?} has no price, and this pod has a budget of money (limits.budget.costUSD): add it to \
+         providers[].prices of its provider, or use a model that is there"
+    )
 }
 
 /// Where a request's calls go, before its key is decided.

@@ -1,11 +1,11 @@
 //! The side that talks to providers: one client per HTTP proxy in force, requests built anew.
 
 use super::{
-    Target,
+    Target, endpoint,
     refusal::Refusal,
     target::{Api, KeySource},
 };
-use crate::keys::ProviderKeys;
+use crate::{config::Config, keys::ProviderKeys};
 use contract::pod::PodConfig;
 use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use reqwest::{Certificate, Client, NoProxy, redirect};
@@ -147,25 +147,43 @@ fn read_ca(path: &Path) -> Result<Vec<Certificate>, ProxyError> {
     }
 }
 
-/// The key of a call, as it is now. The refusal has the news for readers with it.
+/// The key of a call, as it is now. The refusal may have news for readers with it.
+///
+/// A mounted key goes only to the endpoint that is declared for it when it is used: the key is read
+/// first and the declaration after it, so that a key which came with a new endpoint is never taken to
+/// the old one by a turn that began before.
 pub(crate) fn key(
     target: &Target,
     keys: &ProviderKeys,
-) -> Result<SecretString, (Refusal, super::What)> {
+    config: &Config,
+) -> Result<SecretString, (Refusal, Option<super::What>)> {
     match &target.key {
         KeySource::Request(key) => Ok(key.clone()),
-        KeySource::Forgotten => Err((Refusal::key_forgotten(), super::What::KeyForgotten)),
-        KeySource::Provider(provider) => keys
-            .get(provider)
-            .filter(|key| key.expose_secret().bytes().all(|b| b.is_ascii_graphic()))
-            .ok_or_else(|| {
-                let provider = provider.clone();
-                (
-                    Refusal::key_missing(&provider),
-                    super::What::KeyMissing { provider },
-                )
-            }),
+        KeySource::Forgotten => Err((Refusal::key_forgotten(), Some(super::What::KeyForgotten))),
+        KeySource::Provider(provider) => {
+            let key = keys
+                .get(provider)
+                .filter(|key| key.expose_secret().bytes().all(|b| b.is_ascii_graphic()))
+                .ok_or_else(|| {
+                    let provider = provider.clone();
+                    let refusal = Refusal::key_missing(&provider);
+                    (refusal, Some(super::What::KeyMissing { provider }))
+                })?;
+            if is_declared(&config.pod_now(), provider, target) {
+                Ok(key)
+            } else {
+                Err((Refusal::endpoint_changed(provider), None))
+            }
+        }
     }
+}
+
+fn is_declared(pod: &PodConfig, provider: &str, target: &Target) -> bool {
+    let declared = pod.providers.iter().find(|p| p.name == provider);
+    declared.is_some_and(|declared| {
+        Api::from(declared.kind) == target.api
+            && endpoint::of(declared).is_ok_and(|endpoint| endpoint.into_url() == target.base)
+    })
 }
 
 /// Adds the key to what goes out.

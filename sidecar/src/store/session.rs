@@ -341,6 +341,8 @@ impl Session {
                 .map_or_else(String::new, |target| target.label()),
             reason: state.reason.clone(),
             usage: state.usage,
+            spend: contract::spend::Spend::default(),
+            budget_left: None,
             key_required: self.created.own_key && state.request_key.is_none(),
             opencode_session_id: Some(self.created.opencode_session.clone()),
         }

@@ -9,7 +9,7 @@ mod follow;
 use crate::{
     agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
     app::App,
-    proxy::Target,
+    proxy::{Target, TurnLink},
     store::session::{JournalError, Running, Session, now},
 };
 use contract::{
@@ -33,6 +33,8 @@ pub(crate) struct Turn {
     pub number: u32,
     pub message_id: String,
     pub prompt: String,
+    /// Who asked for it.
+    pub author: String,
     pub target: Arc<Target>,
     pub running: Running,
     /// OpenCode has the prompt: found in the journal after a restart.
@@ -98,13 +100,16 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         number,
         message_id,
         prompt,
+        author,
         target,
         running,
         delivered,
         events,
     } = turn;
     let oc_session = session.created.opencode_session.clone();
-    app.bindings.bind(&oc_session, Arc::clone(&target));
+    let link = TurnLink::new(session.id().as_str(), number, author);
+    app.bindings
+        .bind_turn(&oc_session, Arc::clone(&target), Arc::clone(&link));
     let mut map = TurnMap::new(
         oc_session.clone(),
         message_id.clone(),
@@ -142,6 +147,8 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
             TurnError::TurnTimeout,
             format!("the turn ran longer than limits.turnTimeout ({} s) and was stopped", bound.as_secs()),
         )),
+        // Before what OpenCode makes of it.
+        (code, message) = link.stopped() => Some(End::failed(code, message)),
         end = drive.drive() => Some(end),
     };
     if let Some(End::Failed(error)) = &end

@@ -1,6 +1,6 @@
 //! What bounds a pod and who decides in it: limits, approvals.
 
-use super::Invalid;
+use super::{Invalid, spend};
 use contract::pod::{self, Limits, PolicyRule, ToolAction};
 use crds::session::{
     self, agent,
@@ -14,6 +14,8 @@ pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
     let session::Limits {
         max_concurrent_sessions,
         turn_timeout,
+        budget,
+        loops,
     } = limits;
     Ok(Limits {
         max_concurrent_sessions: number(
@@ -28,6 +30,8 @@ pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
             1..=WEEK,
             "it must lie between 1s and 168h; write it as in 1h30m",
         )?,
+        budget: spend::budget(budget.as_ref())?,
+        loops: spend::loops(loops)?,
     })
 }
 

@@ -93,7 +93,11 @@ fn sentences(code: TurnError) -> (&'static str, &'static str) {
         | TurnError::AgentDied
         | TurnError::Interrupted
         | TurnError::AgentError
-        | TurnError::ShuttingDown => (
+        | TurnError::ShuttingDown
+        | TurnError::BudgetExhausted
+        | TurnError::ModelUnpriced
+        | TurnError::CallLoop
+        | TurnError::EndpointChanged => (
             "OpenCode failed",
             "Start a new turn; if it happens again, start a new session.",
         ),
@@ -171,7 +175,7 @@ fn first_line(message: &str) -> &str {
 
 /// Blots out what looks like a key: providers repeat the key they refuse. Runs of at least
 /// [`KEY_MIN`] letters and digits with both in them, and all that begins like a key.
-pub(super) fn without_keys(text: &str) -> Cow<'_, str> {
+pub(crate) fn without_keys(text: &str) -> Cow<'_, str> {
     let of_key = |c: char| c.is_ascii_alphanumeric() || "-_*+/=.".contains(c);
     if !text.split(|c| !of_key(c)).any(like_key) {
         return Cow::Borrowed(text);

@@ -11,6 +11,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use error::without_keys;
+
 use super::text::{Seen, TextLedger, ToolTails};
 use super::wire::{Message, MessageInfo, OcError, OcEvent, OcKind, Part, PartKind};
 use contract::event::{ErrorEvent, MAIN_AGENT, Status, StatusKind};

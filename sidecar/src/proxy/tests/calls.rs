@@ -17,6 +17,7 @@ fn provider(name: &str, kind: ProviderKind, endpoint: &str) -> ProviderConfig {
         kind,
         endpoint: Some(endpoint.into()),
         models: Vec::new(),
+        prices: Vec::new(),
     }
 }
 
@@ -57,12 +58,22 @@ async fn all_three_dialects_stream_and_a_rotated_key_is_used_at_once() {
         ..Options::default()
     };
     let model = ScriptedModel::start(options).await.unwrap();
-    let mut rig = Rig::start(PodConfig::default()).await;
-    rig.mount("main", old);
+    let kinds = [
+        (Api::Chat, ProviderKind::Compatible),
+        (Api::Responses, ProviderKind::Openai),
+        (Api::Messages, ProviderKind::Anthropic),
+    ];
+    let providers = kinds.map(|(api, kind)| provider(api.id(), kind, &model.base_url()));
+    let mut rig = Rig::start(PodConfig {
+        providers: providers.into(),
+        ..PodConfig::default()
+    })
+    .await;
     for (api, path, body) in BODIES {
+        rig.mount(api.id(), old);
         let session = format!("ses_{}", api.id());
         let mut bound = target(api, &model.base_url());
-        bound.key = KeySource::Provider("main".into());
+        bound.key = KeySource::Provider(api.id().into());
         rig.bindings.bind(session.as_str(), Arc::new(bound));
         let call = rig.request(path, &format!("x-session-id: {session}\r\n"), body);
 
@@ -82,10 +93,10 @@ async fn all_three_dialects_stream_and_a_rotated_key_is_used_at_once() {
             401,
             "the provider rotated first"
         );
-        rig.mount("main", &new);
+        rig.mount(api.id(), &new);
         assert_eq!(rig.send(&call).await.status, 200);
         std::fs::write(keys.path(), old).unwrap();
-        rig.mount("main", old);
+        rig.mount(api.id(), old);
         let told = std::iter::from_fn(|| rig.news.try_recv().ok()).map(|news| {
             assert_eq!(news.session.as_deref(), Some(session.as_str()));
             news.what
@@ -107,7 +118,8 @@ async fn only_the_listed_headers_go_out() {
                 openai-organization: org\r\nOrigin: http://evil.test\r\nProxy-Authorization: x\r\n\
                 Connection: close, x-api-key\r\nTE: trailers\r\n";
     for (api, path, body) in BODIES {
-        let provider = Provider::ok().await;
+        let stream = "content-type: text/event-stream\r\n";
+        let provider = Provider::answering("200 OK", stream, "data: [DONE]\n\n").await;
         let rig = Rig::start(PodConfig::default()).await;
         rig.bind("ses_1", api, &provider.base());
         let answer = rig.send(&rig.request(path, sent, body)).await;
@@ -183,6 +195,67 @@ async fn bodies_and_answers_keep_their_bytes() {
     assert!(answer.head.contains("content-type: text/odd; x=1\r\n"));
     assert!(answer.head.contains("retry-after: 60"), "{answer:?}");
     assert_eq!(rig.count(Outcome::RateLimited), 1);
+}
+
+/// Streams are metered on their way; not a byte of them changes, whatever they hold and however they
+/// are cut.
+#[tokio::test]
+async fn streams_of_any_bytes_pass_unchanged() {
+    for seed in 1..=6_u64 {
+        let mut state = seed;
+        let mut random = || {
+            // Xorshift: any spread of bytes will do, but the same each time.
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state
+        };
+        let mut sent = b"data: {\"usage\":{\"prompt_tokens\":1}}\n\n".to_vec();
+        let alphabet = b"\"\\{}[]:,\n\r data:usage\x00\xff\xc3\xa9";
+        sent.extend((0..100_000).map(|_| match random() % 4 {
+            0 => (random() & 0xff) as u8,
+            n => alphabet[(random() + n) as usize % alphabet.len()],
+        }));
+        let mut script = vec![sse_head()];
+        let mut rest = &sent[..];
+        while !rest.is_empty() {
+            let (piece, after) = rest.split_at(rest.len().min(1 + random() as usize % 9000));
+            let mut bytes = format!("{:x}\r\n", piece.len()).into_bytes();
+            bytes.extend_from_slice(piece);
+            bytes.extend_from_slice(b"\r\n");
+            script.push(Step::Bytes(bytes));
+            rest = after;
+        }
+        script.push(Step::Send("0\r\n\r\n".into()));
+        let provider = Provider::start(script).await;
+        let rig = Rig::start(PodConfig::default()).await;
+        rig.bind("ses_1", Api::Chat, &provider.base());
+        let mut stream = TcpStream::connect(rig.addr).await.unwrap();
+        let body = r#"{"model":"c1m","stream":true}"#;
+        let request = rig.request(CHAT, "x-session-id: ses_1\r\n", body);
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        let head = answer
+            .windows(4)
+            .position(|end| end == b"\r\n\r\n")
+            .unwrap()
+            + 4;
+        assert!(unchunked(&answer[head..]) == sent, "seed {seed}");
+    }
+}
+
+fn unchunked(mut rest: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let line = rest.windows(2).position(|end| end == b"\r\n").unwrap();
+        let size = usize::from_str_radix(std::str::from_utf8(&rest[..line]).unwrap(), 16).unwrap();
+        if size == 0 {
+            return body;
+        }
+        body.extend_from_slice(&rest[line + 2..line + 2 + size]);
+        rest = &rest[line + 4 + size..];
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use super::rig::{CHAT, KEY, MESSAGES, Provider, Rig, Step, chunk, sse_head, target};
 use crate::proxy::{Api, Observation, What, observe::Outcome, target::KeySource};
-use contract::pod::PodConfig;
+use contract::pod::{PodConfig, ProviderConfig, ProviderKind};
 use std::{sync::Arc, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -123,7 +123,7 @@ async fn an_answer_that_breaks_off_does_not_look_whole() {
         vec![sse_head(), chunk("data: 1\n\n")],
         vec![sse_head(), Step::Send("9\r\ndata".into())],
         vec![Step::Send(
-            "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nshort".into(),
+            "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"short".into(),
         )],
     ] {
         let provider = Provider::start(script).await;
@@ -158,7 +158,17 @@ async fn no_http_behind_the_endpoint_is_502() {
 #[tokio::test]
 async fn a_missing_key_is_401_and_nothing_is_sent() {
     let provider = Provider::ok().await;
-    let mut rig = Rig::start(PodConfig::default()).await;
+    let mut rig = Rig::start(PodConfig {
+        providers: vec![ProviderConfig {
+            name: "main".into(),
+            kind: ProviderKind::Anthropic,
+            endpoint: Some(provider.base()),
+            models: Vec::new(),
+            prices: Vec::new(),
+        }],
+        ..PodConfig::default()
+    })
+    .await;
     let mut bound = target(Api::Messages, &provider.base());
     bound.key = KeySource::Provider("main".into());
     rig.bindings.bind("ses_1", Arc::new(bound.clone()));

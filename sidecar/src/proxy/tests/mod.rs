@@ -5,4 +5,5 @@ mod faults;
 mod hostile;
 mod quiet;
 mod rig;
+mod spend;
 mod targets;

@@ -63,7 +63,7 @@ async fn no_key_and_no_body_in_any_log_line() {
     drop(guard);
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert!(
-        text.contains("model call") && text.contains("local/real-1"),
+        text.contains("model call") && text.contains("real-1"),
         "{text}"
     );
     assert!(
@@ -177,6 +177,7 @@ fn a_missing_mounted_key_is_named() {
             kind: ProviderKind::Anthropic,
             endpoint: None,
             models: Vec::new(),
+            prices: Vec::new(),
         }],
         model: Some(ModelChoice {
             provider: "corp".into(),

@@ -1,10 +1,11 @@
 //! A proxy on a real port, a client that writes bytes, a provider that follows a script.
 
 use crate::{
+    audit::{Audit, Bounds},
     config::Config,
     keys::ProviderKeys,
     proxy::{
-        Api, Bindings, Observation, Proxy, Target,
+        Api, Bindings, Ledger, Observation, Proxy, Target,
         observe::{Metrics, Outcome},
         serve,
         target::KeySource,
@@ -12,7 +13,7 @@ use crate::{
     settings::Settings,
 };
 use clap::Parser;
-use contract::{pod::PodConfig, token::KeySet};
+use contract::pod::PodConfig;
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
@@ -33,6 +34,9 @@ pub(super) struct Rig {
     pub(super) bindings: Bindings,
     pub(super) metrics: Metrics,
     pub(super) news: mpsc::Receiver<Observation>,
+    pub(super) ledger: Arc<Ledger>,
+    pub(super) keys: ProviderKeys,
+    pub(super) config: tokio::sync::watch::Sender<Arc<PodConfig>>,
     pub(super) shutdown: CancellationToken,
     pub(super) server: JoinHandle<()>,
     folder: tempfile::TempDir,
@@ -52,10 +56,20 @@ impl Rig {
         let bindings = Bindings::default();
         let (sender, news) = mpsc::channel(64);
         let keys = ProviderKeys::new(folder.path().to_owned());
-        let config = Config::fixed(pod, KeySet::default());
-        let proxy = Proxy::new(&settings, config, keys, bindings.clone())
-            .unwrap()
-            .with_observer(Arc::new(sender));
+        let (config_tx, config) = Config::changeable(pod);
+        let audit = folder.path().join("audit");
+        std::fs::create_dir(&audit).unwrap();
+        let (audit, totals) = Audit::open(&audit, Bounds::default()).unwrap();
+        let ledger = Ledger::new(audit, totals);
+        let proxy = Proxy::new(
+            &settings,
+            config,
+            keys.clone(),
+            bindings.clone(),
+            Arc::clone(&ledger),
+        )
+        .unwrap()
+        .with_observer(Arc::new(sender));
         let metrics = proxy.metrics();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
@@ -66,10 +80,23 @@ impl Rig {
             bindings,
             metrics,
             news,
+            ledger,
+            keys,
+            config: config_tx,
             shutdown,
             server,
             folder,
         }
+    }
+
+    /// The audit log so far.
+    pub(super) fn audit(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("audit/calls-000001.jsonl")).unwrap()
+    }
+
+    /// Changes the pod's configuration, as the operator does.
+    pub(super) fn configure(&self, change: impl FnOnce(&mut PodConfig)) {
+        self.config.send_modify(|pod| change(Arc::make_mut(pod)));
     }
 
     /// Mounts a key.
@@ -128,6 +155,7 @@ pub(super) fn target(api: Api, base: &str) -> Target {
         api,
         base: base.parse().unwrap(),
         key: KeySource::Request(KEY.into()),
+        provider: None,
         model: "real-1".into(),
         temperature: None,
         max_tokens: None,
@@ -194,6 +222,8 @@ fn unchunk(mut rest: &str) -> (String, bool) {
 #[derive(Clone)]
 pub(super) enum Step {
     Send(String),
+    /// The same for what is no text.
+    Bytes(Vec<u8>),
     /// Until the test says so.
     Wait(Arc<Notify>),
     /// Until the other side goes away.
@@ -311,6 +341,7 @@ async fn play(stream: TcpStream, script: Vec<Step>, log: &Mutex<Vec<Seen>>, gone
     for step in script {
         match step {
             Step::Send(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            Step::Bytes(bytes) => stream.write_all(&bytes).await.unwrap(),
             Step::Wait(go) => go.notified().await,
             Step::Hang => {
                 let mut rest = [0];

@@ -20,6 +20,7 @@ fn pod() -> PodConfig {
                 context_window: Some(210_000),
             })
             .collect(),
+        prices: Vec::new(),
     };
     PodConfig {
         providers: vec![
