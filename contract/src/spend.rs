@@ -139,7 +139,7 @@ impl AddAssign for Spend {
 
 /// Hard bounds on what a pod's calls may use in all, or what is left of them. Absent: no bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct Budget {
     /// Tokens of all kinds.

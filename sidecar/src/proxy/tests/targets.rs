@@ -257,3 +257,43 @@ fn a_key_that_came_with_a_request_is_forgotten_by_a_restart() {
     let target = Target::restore(&pod(), Some(&stored), true).unwrap();
     assert_eq!(place(&target).1, "forgotten");
 }
+
+#[test]
+fn a_budget_of_money_refuses_models_without_a_price() {
+    let mut pod = pod();
+    pod.limits.budget.cost_nano_usd = Some(1);
+    let wanted = json!({"provider": "openai", "model": "gpt-a"});
+    assert_eq!(
+        resolve(&pod, wanted.clone()).unwrap_err(),
+        ["model_config.model"]
+    );
+    let elsewhere = json!({"provider": "openai", "model": "gpt-a", "api_key": "sk-own",
+        "api_endpoint": "https://elsewhere.test/v1"});
+    assert_eq!(
+        resolve(&pod, elsewhere).unwrap_err(),
+        ["model_config.model"]
+    );
+    pod.providers[0].prices.push(contract::spend::Price {
+        model: "gpt-a".into(),
+        input: 1,
+        output: 2,
+        cached_input: None,
+    });
+    let target = resolve(&pod, wanted).unwrap();
+    assert_eq!(target.price(&pod).unwrap().output, 2);
+    assert_eq!(target.place(), "oa-a");
+    pod.model = Some(ModelChoice {
+        provider: "oa-a".into(),
+        name: "gpt-b".into(),
+        temperature: None,
+        max_tokens: None,
+    });
+    pod.providers[0].models.clear();
+    let wrong = Target::resolve(&pod, None).unwrap_err();
+    assert_eq!(wrong[0].field, "spec.model");
+    assert!(
+        wrong[0].rule.contains("providers[].prices"),
+        "{:?}",
+        wrong[0]
+    );
+}
