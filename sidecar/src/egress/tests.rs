@@ -2,10 +2,7 @@
 
 use super::{Egress, Metrics, Refused, serve, serve::Network};
 use crate::config::Config;
-use contract::{
-    pod::{self, EgressMode, EgressRule, PodConfig},
-    token::KeySet,
-};
+use contract::pod::{self, EgressMode, EgressRule, PodConfig};
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use std::{
@@ -116,7 +113,7 @@ async fn world(mode: EgressMode) -> World {
         ..PodConfig::default()
     };
     let egress = Egress {
-        config: Config::fixed(pod, KeySet::default()),
+        config: Config::changeable(pod).1,
         refused: Arc::<Refused>::default(),
         metrics: Metrics::default(),
         resolver: Arc::new(network),

@@ -52,13 +52,10 @@ fn audit(stack: &Stack, args: &[&str]) -> (bool, String) {
 /// Input that the proxy estimated for the last call, in tokens.
 fn last_estimate(stack: &Stack) -> u64 {
     let text = std::fs::read_to_string(stack.dir.join("journal/audit/calls-000001.jsonl")).unwrap();
-    let records = text
+    let mut records = text
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let last = records
-        .filter(|record| record["kind"] == "start")
-        .next_back()
-        .unwrap();
+    let last = records.rfind(|record| record["kind"] == "start").unwrap();
     last["input_tokens"].as_u64().unwrap()
 }
 

@@ -71,7 +71,7 @@ fn only_listed_hosts_are_reached_and_only_through_the_proxy() {
             }
         }
         assert!(
-            out.contains("200 Connection established") && out.contains("HTTP/1.1 200 OK"),
+            out.contains("200 Connection established") && out.contains(" 200 OK"),
             "{out}"
         );
         assert_eq!(session.pod_uid().await, pod);
