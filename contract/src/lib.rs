@@ -1,6 +1,6 @@
 //! What the processes of opencode-operator say to each other.
 //!
-//! Bodies of the sidecar's HTTP API ([`session`], [`approval`]), events of its streams
+//! Bodies of the sidecar's HTTP API ([`session`], [`approval`], [`checkpoint`]), events of its streams
 //! ([`event`]), positions in them ([`cursor`]), error codes ([`error`]), the summary that the
 //! operator follows ([`summary`]), what the operator tells the sidecar ([`pod`]), the protocol
 //! between sidecar and runner ([`runner`]) and short-lived tokens ([`token`]).
@@ -9,6 +9,7 @@
 //! HTTP client of the sidecar.
 
 pub mod approval;
+pub mod checkpoint;
 #[cfg(feature = "client")]
 pub mod client;
 pub mod cursor;

@@ -51,6 +51,91 @@ pub enum Request {
         /// At most this many, and at most 1 MiB.
         length: u64,
     },
+    /// Take a checkpoint of the workspace. Reply: [`Reply::Taken`].
+    CheckpointTake {
+        /// How.
+        policy: TakePolicy,
+        /// Root of a checkpoint whose files are kept even where they are ignored.
+        guide: Option<String>,
+    },
+    /// Make the workspace what it was, all of it or nothing. Asking twice is the same as once. Reply:
+    /// [`Reply::Restored`].
+    CheckpointRestore {
+        /// Root of the checkpoint.
+        root: String,
+        /// For the checkpoint of what is there before.
+        policy: TakePolicy,
+    },
+    /// What differs between two checkpoints; absent: nothing at all. Reply: [`Reply::Difference`] for
+    /// each file, then [`Reply::End`].
+    CheckpointDiff {
+        /// Root before.
+        from: Option<String>,
+        /// Root after.
+        to: Option<String>,
+        /// Most files.
+        files: u64,
+        /// Most bytes of hunks.
+        bytes: u64,
+    },
+    /// The same as a patch for `git apply`. Reply: [`Reply::Chunk`], as many as there are, then
+    /// [`Reply::End`].
+    CheckpointPatch {
+        /// Root before.
+        from: Option<String>,
+        /// Root after.
+        to: Option<String>,
+        /// Most bytes; more is [`Failure::TooLarge`].
+        bytes: u64,
+    },
+    /// Write a checkpoint as a branch into the workspace's repository. Reply: [`Reply::Branch`].
+    CheckpointBranch {
+        /// Root of the checkpoint.
+        root: String,
+        /// Name below `refs/heads/`.
+        name: String,
+        /// Message of the commit.
+        message: String,
+        /// Seconds since 1970.
+        time: i64,
+    },
+    /// Forget all checkpoints but these. Reply: [`Reply::Pruned`].
+    CheckpointPrune {
+        /// Roots.
+        keep: Vec<String>,
+    },
+}
+
+/// How a checkpoint is taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakePolicy {
+    /// Keep what git ignores, too.
+    pub include_ignored: bool,
+    /// Most bytes that one may add to the store.
+    pub max_bytes: u64,
+}
+
+/// A checkpoint that the runner took.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakenCheckpoint {
+    /// SHA-256 of all that it holds.
+    pub root: String,
+    /// Files in it.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Bytes that it added to the store.
+    pub stored_bytes: u64,
+    /// Bytes of the whole store.
+    pub store_bytes: u64,
+    /// Packs in the store; many are joined by [`Request::CheckpointPrune`].
+    pub packs: u64,
+    /// Files that changed each time they were read.
+    pub changing: u64,
+    /// What was left out, at most 20.
+    pub skipped: Vec<crate::checkpoint::Skipped>,
+    /// How many were left out.
+    pub skipped_count: u64,
 }
 
 /// How to start OpenCode. Everything in it may be seen by the agent's tools.
@@ -176,6 +261,43 @@ pub enum Reply {
         /// Size of the whole file in bytes.
         size: u64,
     },
+    /// A checkpoint.
+    Taken(TakenCheckpoint),
+    /// The workspace is what it was.
+    Restored {
+        /// The checkpoint of what was there before.
+        before: TakenCheckpoint,
+        /// Files, links and whole folders written.
+        written: u64,
+        /// Files, links and whole folders removed.
+        removed: u64,
+        /// Whether the workspace is now just what the checkpoint holds.
+        exact: bool,
+    },
+    /// A file that differs.
+    Difference(crate::checkpoint::Difference),
+    /// A piece of a patch.
+    Chunk {
+        /// Base64.
+        data: String,
+    },
+    /// The last of several replies.
+    End {
+        /// Whether there would be more.
+        truncated: bool,
+    },
+    /// A branch was made.
+    Branch {
+        /// Its commit.
+        commit: String,
+        /// The commit's parent.
+        parent: Option<String>,
+    },
+    /// Checkpoints were forgotten.
+    Pruned {
+        /// Bytes of the store.
+        store_bytes: u64,
+    },
     /// It could not be done.
     Failed {
         /// Stable reason.
@@ -281,4 +403,14 @@ pub enum Failure {
     Denied,
     /// Any other fault of the system.
     Io,
+    /// The store of checkpoints lacks something, or it was tampered with.
+    Damaged,
+    /// Something in the workspace is in the way.
+    Blocked,
+    /// More than a bound allows: files, bytes, the quota.
+    TooLarge,
+    /// It took too long.
+    TooSlow,
+    /// A restore stopped in the middle and will be taken up again.
+    Unfinished,
 }

@@ -130,7 +130,7 @@ fn run() -> ExitCode {
     log::init();
     let outcome = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(6)
         // A thread that is there need not be made when the agent has used up the container's pids.
         .thread_keep_alive(Duration::from_secs(10 * 365 * 24 * 3600))
         .build()

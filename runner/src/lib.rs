@@ -1,13 +1,14 @@
 //! Pid 1 of the agent container: starts, stops and reaps OpenCode, and works on the workspace as the
 //! agent's own user, at the request of the sidecar ([`contract::runner`]).
 //!
-//! One thread serves everything; up to four more do file work, and one writes
+//! One thread serves everything; up to six more do file work, and one writes
 //! the log, so that a reader of the log that stalls cannot stall the runner. The runner holds no
 //! secret. It refuses requests from its own descendants (see [`serve`]): an agent may break its own
 //! tools, but not take the sidecar's place.
 
 pub mod args;
 pub mod cgroup;
+pub mod checkpoints;
 pub mod config;
 pub mod confine;
 pub mod elf;
@@ -39,6 +40,8 @@ use tokio_util::task::TaskTracker;
 /// Version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+/// How long ending a restore that the last runner did not may hold up the start.
+const RECOVER_LIMIT: Duration = Duration::from_secs(60);
 /// What stopping may take beyond the grace of OpenCode; then the runner exits whatever is left.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -62,6 +65,15 @@ pub async fn run(config: Config) -> std::io::Result<()> {
     let tasks = TaskTracker::new();
     let reaper = reaper::Reaper::start(&tasks, closing.clone())?;
     let grace = config.grace;
+    let keeper = Arc::new(checkpoints::Keeper::new(&config));
+    let recovering = Arc::clone(&keeper);
+    let recovered = tokio::task::spawn_blocking(move || recovering.recover());
+    if tokio::time::timeout(RECOVER_LIMIT, recovered)
+        .await
+        .is_err()
+    {
+        log::error("ending a cut restore takes long; going on meanwhile", &[]);
+    }
     let supervisor = Supervisor::new(config, reaper, tasks.clone());
     let listener = socket::Socket::bind(&supervisor.config().socket)?;
     log::info(
@@ -77,7 +89,7 @@ pub async fn run(config: Config) -> std::io::Result<()> {
     );
 
     let mut why = tokio::select! {
-        () = serve::serve(listener, Arc::clone(&supervisor), tasks.clone(), closing.clone()) => "serving ended",
+        () = serve::serve(listener, Arc::clone(&supervisor), keeper, tasks.clone(), closing.clone()) => "serving ended",
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
         _ = hangup.recv() => "SIGHUP",

@@ -4,6 +4,7 @@
 //! is refused: it could stop OpenCode by a plain signal, so this protects no secret, but it must not be
 //! able to hold all connections or to speak in the sidecar's place.
 
+use crate::checkpoints::Keeper;
 use crate::procfs::Snapshot;
 use crate::socket::Socket;
 use crate::supervisor::Supervisor;
@@ -29,10 +30,13 @@ const FILE_WORK_MAX: usize = 4;
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 const FILE_WORK_LIMIT: Duration = Duration::from_secs(20);
+/// How long a request for a checkpoint waits for those before it.
+const CHECKPOINT_WAIT: Duration = Duration::from_secs(60);
 const REPAIR_EVERY: Duration = Duration::from_secs(5);
 
 struct Server {
     supervisor: Arc<Supervisor>,
+    keeper: Arc<Keeper>,
     watches: Semaphore,
     file_work: Semaphore,
     closing: CancellationToken,
@@ -42,12 +46,14 @@ struct Server {
 pub async fn serve(
     mut socket: Socket,
     supervisor: Arc<Supervisor>,
+    keeper: Arc<Keeper>,
     tasks: TaskTracker,
     closing: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let server = Arc::new(Server {
         supervisor,
+        keeper,
         watches: Semaphore::new(WATCHES_MAX),
         file_work: Semaphore::new(FILE_WORK_MAX),
         closing,
@@ -145,6 +151,12 @@ impl Server {
                 let work = move || workspace::read(&root, &path, offset, length);
                 return self.file_work(&mut stream, work).await;
             }
+            request @ (Request::CheckpointTake { .. }
+            | Request::CheckpointRestore { .. }
+            | Request::CheckpointDiff { .. }
+            | Request::CheckpointPatch { .. }
+            | Request::CheckpointBranch { .. }
+            | Request::CheckpointPrune { .. }) => return self.checkpoint(stream, request).await,
         };
         write(&mut stream, &reply).await
     }
@@ -172,6 +184,19 @@ impl Server {
         let written = write(stream, &reply).await;
         drop(place);
         written
+    }
+
+    /// Replies as they come. If the connection breaks, what only reads ends; what writes goes on.
+    async fn checkpoint(&self, mut stream: UnixStream, request: Request) -> io::Result<()> {
+        match self.keeper.begin(request, CHECKPOINT_WAIT).await {
+            Err(reply) => write(&mut stream, &reply).await,
+            Ok(mut replies) => {
+                while let Some(reply) = replies.recv().await {
+                    write(&mut stream, &reply).await?;
+                }
+                Ok(())
+            }
+        }
     }
 
     async fn watch(&self, mut stream: UnixStream) -> io::Result<()> {

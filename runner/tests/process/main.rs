@@ -2,6 +2,8 @@
 
 // `cfg(test)` is always set here; clippy knows by it that helpers are tests too.
 #[cfg(test)]
+mod checkpoints;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod isolation;
