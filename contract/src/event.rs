@@ -186,6 +186,8 @@ pub enum StatusKind {
     SubAgent,
     /// OpenCode was restarted; the turn goes on if it could, else an `error` follows.
     AgentRestarted,
+    /// The watchdog saw something that hangs or loops, or memory run low; `detail` has its `cause`.
+    Watchdog,
     /// The turn was cancelled: its last event.
     Cancelled,
 }
@@ -289,6 +291,14 @@ turn_errors! {
     TurnTimeout = "turn_timeout",
     /// OpenCode died or was restarted in mid-turn.
     AgentDied = "agent_died",
+    /// OpenCode did not answer for too long and was restarted.
+    AgentUnresponsive = "agent_unresponsive",
+    /// OpenCode worked at the turn and said nothing for too long.
+    AgentSilent = "agent_silent",
+    /// A tool neither printed nor computed for too long.
+    ToolStalled = "tool_stalled",
+    /// Too many model calls, or the same call again and again.
+    Loop = "loop",
     /// The pod or the sidecar ended in mid-turn and the turn could not be taken up again.
     Interrupted = "interrupted",
     /// OpenCode refused or failed for a reason of its own.

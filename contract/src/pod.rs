@@ -5,8 +5,10 @@
 //! API volume and renews them without a restart. No secret is ever part of either.
 
 mod approvals;
+mod watchdog;
 
 pub use approvals::{Approvals, OnTimeout, PolicyRule};
+pub use watchdog::Watchdog;
 
 use crate::spend::{Budget, Price};
 use serde::{Deserialize, Serialize};
@@ -246,6 +248,9 @@ pub struct Limits {
     /// When calls of models count as a loop.
     #[serde(default, skip_serializing_if = "Loops::is_default")]
     pub loops: Loops,
+    /// What hangs or repeats itself.
+    #[serde(default)]
+    pub watchdog: Watchdog,
 }
 
 /// When calls of models count as a loop.
@@ -280,6 +285,7 @@ impl Default for Limits {
             turn_timeout_seconds: 3600,
             budget: Budget::default(),
             loops: Loops::default(),
+            watchdog: Watchdog::default(),
         }
     }
 }
@@ -308,6 +314,11 @@ mod tests {
         assert_eq!(config.limits.max_concurrent_sessions, 5);
         assert_eq!(config.limits.turn_timeout_seconds, 3600);
         assert_eq!(config.approvals.on_timeout, OnTimeout::Deny);
+        assert_eq!(config.limits.watchdog.tool_idle_seconds, 600);
+        let part = r#"{"limits": {"maxConcurrentSessions": 2, "turnTimeoutSeconds": 7, "watchdog": {"maxSteps": 3}}}"#;
+        let part: PodConfig = serde_json::from_str(part).unwrap();
+        assert_eq!(part.limits.watchdog.max_steps, 3);
+        assert_eq!(part.limits.watchdog.same_call, 20);
         assert_eq!(config.hash(), PodConfig::default().hash());
     }
 }

@@ -37,6 +37,8 @@ pub enum Request {
     CheckWorkspace,
     /// Memory and CPU of the container's cgroup. Reply: [`Reply::Cgroup`].
     Cgroup,
+    /// What the processes of tools use. Reply: [`Reply::Tools`].
+    Tools,
     /// Entries of a folder of the workspace, sorted, at most 10,000. Reply: [`Reply::Entries`].
     List {
         /// Relative to the workspace; empty: the workspace.
@@ -247,6 +249,11 @@ pub enum Reply {
     Probe(Probe),
     /// Use of the container.
     Cgroup(Cgroup),
+    /// Processes of tools, at most [`TOOL_TREES_MAX`], oldest first.
+    Tools {
+        /// A tree each.
+        trees: Vec<ToolTree>,
+    },
     /// A folder.
     Entries {
         /// Sorted by name.
@@ -376,6 +383,28 @@ pub struct Cgroup {
     pub cpu_limit_millis: Option<u64>,
     /// Times that the kernel killed for memory.
     pub oom_kills: u64,
+}
+
+/// Most trees in a [`Reply::Tools`].
+pub const TOOL_TREES_MAX: usize = 256;
+/// Longest [`ToolTree::command`], in bytes.
+pub const TOOL_COMMAND_MAX: usize = 4096;
+
+/// A process that OpenCode or a tool started, with all below it. Sums only grow while it lives.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolTree {
+    /// Process id in the agent container.
+    pub pid: u32,
+    /// When it began, in clock ticks since boot: tells it from a later one of this number.
+    pub start: u64,
+    /// Its command line, words joined by spaces, cut to [`TOOL_COMMAND_MAX`].
+    pub command: String,
+    /// Processes in the tree.
+    pub processes: u32,
+    /// CPU time that it used, in milliseconds.
+    pub cpu_ms: u64,
+    /// Bytes that it read and wrote, files or not; 0 where the kernel does not tell.
+    pub io_bytes: u64,
 }
 
 /// An entry of a folder.

@@ -10,13 +10,12 @@ use std::path::Path;
 /// v1 shows "no limit" as a huge number near 2^63.
 const NO_LIMIT: u64 = 1 << 60;
 
+/// Where a container sees its cgroup.
+pub const ROOT: &str = "/sys/fs/cgroup";
+
 /// Reads the container's cgroup; what is absent stays 0 or `None`.
 #[must_use]
-pub fn read() -> Cgroup {
-    read_from(Path::new("/sys/fs/cgroup"))
-}
-
-fn read_from(root: &Path) -> Cgroup {
+pub fn read(root: &Path) -> Cgroup {
     if root.join("memory.current").exists() || root.join("cpu.stat").exists() {
         read_v2(root)
     } else {
@@ -115,7 +114,7 @@ mod tests {
             cpu_limit_millis: Some(1500),
             oom_kills: 2,
         };
-        assert_eq!(read_from(dir.path()), wanted);
+        assert_eq!(read(dir.path()), wanted);
     }
 
     #[test]
@@ -126,7 +125,7 @@ mod tests {
             ("cpu.max", "max 100000\n"),
         ]);
         assert_eq!(
-            read_from(dir.path()),
+            read(dir.path()),
             Cgroup {
                 memory_bytes: 5,
                 ..Cgroup::default()
@@ -158,17 +157,17 @@ mod tests {
             cpu_limit_millis: Some(500),
             oom_kills: 4,
         };
-        assert_eq!(read_from(dir.path()), wanted);
+        assert_eq!(read(dir.path()), wanted);
     }
 
     #[test]
     fn nothing_and_nonsense_are_zero() {
-        assert_eq!(read_from(root(&[]).path()), Cgroup::default());
+        assert_eq!(read(root(&[]).path()), Cgroup::default());
         let dir = root(&[
             ("memory.current", "-1"),
             ("cpu.stat", ""),
             ("cpu.max", "5 0"),
         ]);
-        assert_eq!(read_from(dir.path()), Cgroup::default());
+        assert_eq!(read(dir.path()), Cgroup::default());
     }
 }

@@ -27,6 +27,8 @@ pub struct Config {
     /// Whether OpenCode is isolated: always, unless `RUNNER_ISOLATION` is `off`, which is for tests that
     /// show what isolation is good for.
     pub isolate: bool,
+    /// Where the container's cgroup is (`RUNNER_CGROUP_DIR`).
+    pub cgroup: PathBuf,
     /// What OpenCode inherits: everything but `RUNNER_*`, with PATH, HOME and TMPDIR always set.
     pub child_env: BTreeMap<OsString, OsString>,
 }
@@ -60,6 +62,9 @@ impl Config {
         let isolate = env
             .get(&OsString::from("RUNNER_ISOLATION"))
             .is_none_or(|v| v != "off");
+        let cgroup = env
+            .get(&OsString::from("RUNNER_CGROUP_DIR"))
+            .map_or_else(|| PathBuf::from(crate::cgroup::ROOT), PathBuf::from);
         env.retain(|name, _| !name.as_encoded_bytes().starts_with(b"RUNNER_"));
         let workspace = env
             .entry("WORKSPACE_DIR".into())
@@ -76,6 +81,7 @@ impl Config {
             workspace,
             grace,
             peer_uid,
+            cgroup,
             isolate,
             child_env: env,
         }

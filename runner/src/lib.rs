@@ -27,6 +27,7 @@ pub mod status;
 pub mod supervisor;
 pub mod sweep;
 pub mod sys;
+pub mod tools;
 pub mod workspace;
 
 use config::Config;

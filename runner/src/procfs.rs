@@ -101,6 +101,24 @@ impl Snapshot {
         Ok(Self { processes })
     }
 
+    /// How many processes there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.processes.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.processes.is_empty()
+    }
+
+    /// The process `pid`.
+    #[must_use]
+    pub fn get(&self, pid: i32) -> Option<Process> {
+        self.processes.get(&pid).copied()
+    }
+
     /// All living descendants of `ancestor` but what is to be kept.
     #[must_use]
     pub fn descendants(&self, ancestor: i32, keep: Option<Keep>) -> Descendants {

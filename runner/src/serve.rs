@@ -8,8 +8,8 @@ use crate::checkpoints::Keeper;
 use crate::procfs::Snapshot;
 use crate::socket::Socket;
 use crate::supervisor::Supervisor;
-use crate::{cgroup, log, probe, sys, workspace};
-use contract::runner::{Failure, LINE_MAX, Reply, Request};
+use crate::{cgroup, log, probe, sys, tools, workspace};
+use contract::runner::{Failure, LINE_MAX, Phase, Reply, Request};
 use rustix::process::getpid;
 use std::io;
 use std::sync::Arc;
@@ -129,9 +129,22 @@ impl Server {
                     .await;
             }
             Request::Cgroup => {
+                let root = supervisor.config().cgroup.clone();
                 return self
-                    .file_work(&mut stream, || Reply::Cgroup(cgroup::read()))
+                    .file_work(&mut stream, move || Reply::Cgroup(cgroup::read(&root)))
                     .await;
+            }
+            Request::Tools => {
+                let agent = match supervisor.status().get().phase {
+                    Phase::Running { pid } => i32::try_from(pid).ok(),
+                    _ => None,
+                };
+                let own = getpid().as_raw_nonzero().get();
+                let work = move || match tools::trees(own, agent) {
+                    Ok(trees) => Reply::Tools { trees },
+                    Err(error) => failed(Failure::Io, &format!("cannot read /proc: {error}")),
+                };
+                return self.file_work(&mut stream, work).await;
             }
             Request::CheckWorkspace => {
                 return self

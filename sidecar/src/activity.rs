@@ -83,6 +83,7 @@ impl Doing {
                 | StatusKind::WaitingForKey
                 | StatusKind::Todo
                 | StatusKind::SubAgent
+                | StatusKind::Watchdog
                 | StatusKind::Cancelled => {}
             },
             EventBody::Error(error) => self.error = Some(quote(&error.error)),

@@ -26,6 +26,7 @@ mod settings;
 mod store;
 mod summary;
 mod turn;
+mod watchdog;
 
 pub use api::openapi_json;
 pub use audit::main as audit;

@@ -6,6 +6,8 @@
 
 mod watch;
 
+pub(crate) use watch::WatchMetrics;
+
 use crate::app::App;
 use contract::{
     EventBody,
@@ -61,7 +63,7 @@ pub(crate) struct Metrics {
     answers: Family<Answer, Counter>,
     sync_seconds: Histogram,
     /// Watchdog and approvals.
-    pub(crate) watch: watch::WatchMetrics,
+    pub(crate) watch: WatchMetrics,
     seen: Seen,
 }
 
@@ -96,7 +98,7 @@ impl Metrics {
             sync_seconds: Histogram::new([
                 0.0002, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.3, 1.0, 5.0,
             ]),
-            watch: watch::WatchMetrics::default(),
+            watch: WatchMetrics::default(),
             seen: Seen::default(),
             registry: Mutex::default(),
         };

@@ -17,6 +17,7 @@ use crate::{
     settings::Settings,
     store::{Store, StoreError},
     summary,
+    watchdog::Patience,
 };
 use contract::pod::Limits;
 use std::{
@@ -152,8 +153,11 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     // Outlives `shutdown`: ending turns still need the agent and, through it, the proxy.
     let last = CancellationToken::new();
     let launch = launches(&settings, &config, &password, last.clone());
-    let (agent, agent_task) =
-        Agent::spawn(AgentOptions::new(&settings, password, launch), last.clone());
+    let patience = derived(&config, last.clone(), |config: &Config| {
+        Patience::from(&config.pod().limits.watchdog)
+    });
+    let options = AgentOptions::new(&settings, password, launch, patience, metrics.watch.clone());
+    let (agent, agent_task) = Agent::spawn(options, last.clone());
     agent.router().bind_children(bindings.clone());
     let app = Arc::new(App {
         settings,
@@ -293,17 +297,26 @@ fn launches(
             )
         }
     };
+    derived(config, last, make)
+}
+
+/// What follows from the configuration, renewed with it.
+fn derived<T: PartialEq + Send + Sync + 'static>(
+    config: &Config,
+    last: CancellationToken,
+    make: impl Fn(&Config) -> T + Send + 'static,
+) -> watch::Receiver<T> {
     let (sender, receiver) = watch::channel(make(config));
     let config = config.clone();
     tokio::spawn(async move {
         let mut pod = config.watch_pod();
         while let Some(Ok(())) = last.run_until_cancelled(pod.changed()).await {
             pod.borrow_and_update();
-            let launch = make(&config);
+            let value = make(&config);
             sender.send_if_modified(|old| {
-                let differs = *old != launch;
+                let differs = *old != value;
                 if differs {
-                    *old = launch;
+                    *old = value;
                 }
                 differs
             });

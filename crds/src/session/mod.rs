@@ -5,6 +5,7 @@ pub mod approvals;
 pub mod model;
 pub mod network;
 pub mod status;
+pub mod watchdog;
 pub mod workspace;
 
 use agent::{Agent, Sidecar};
@@ -15,6 +16,7 @@ use network::Network;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use status::OpenCodeSessionStatus;
+use watchdog::Watchdog;
 use workspace::{Journal, Workspace};
 
 /// Longest name of an object: what the operator makes from it must fit into 63 characters.
@@ -205,6 +207,9 @@ pub struct Limits {
 
     /// When calls of models count as a loop; the turn then ends with the reason `call_loop`.
     pub loops: Loops,
+
+    /// How long something may hang or repeat itself before it is stopped.
+    pub watchdog: Watchdog,
 }
 
 impl Default for Limits {
@@ -214,6 +219,7 @@ impl Default for Limits {
             turn_timeout: "1h".into(),
             budget: None,
             loops: Loops::default(),
+            watchdog: Watchdog::default(),
         }
     }
 }

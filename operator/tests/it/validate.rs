@@ -42,7 +42,7 @@ fn every_field_arrives() {
   systemPrompt: be kind
   agent: {tools: [{name: bash, action: ask}], instructions: [docs/x.md], mcpServers: [{name: m, url: 'http://m.test'}]}
   network: {proxy: {httpProxy: 'http://p.test:1', noProxy: a}, extraCABundle: {configMap: {name: cas}}}
-  limits: {maxConcurrentSessions: 2, turnTimeout: 1m30s}
+  limits: {maxConcurrentSessions: 2, turnTimeout: 1m30s, watchdog: {toolIdle: 2m, sameCall: 0, recycleAfter: 48h}}
   approvals: {policy: [{tool: bash, pattern: 'rm *', action: deny}, {tool: edit, action: ask}], timeout: 1h, onTimeout: allow}
 ",
     ));
@@ -58,6 +58,10 @@ fn every_field_arrives() {
         (Some("http://p.test:1"), Some("a"))
     );
     assert_eq!(config.limits.turn_timeout_seconds, 90);
+    let watchdog = config.limits.watchdog;
+    assert_eq!((watchdog.tool_idle_seconds, watchdog.same_call), (120, 0));
+    assert_eq!(watchdog.recycle_after_seconds, 48 * 3600);
+    assert_eq!((watchdog.silence_seconds, watchdog.max_steps), (600, 1000));
     let approvals = config.approvals;
     assert_eq!(approvals.policy[0].pattern.as_deref(), Some("rm *"));
     assert_eq!(
@@ -86,6 +90,10 @@ fn mistakes_have_reasons() {
     assert_eq!(with("  limits: {turnTimeout: 169h}\n"), "OutOfRange");
     assert_eq!(with("  limits: {turnTimeout: soon}\n"), "OutOfRange");
     assert_eq!(with("  approvals: {timeout: 0s}\n"), "OutOfRange");
+    assert_eq!(
+        with("  limits: {watchdog: {silence: 169h}}\n"),
+        "OutOfRange"
+    );
     assert_eq!(with("  limits: {maxConcurrentSessions: 0}\n"), "OutOfRange");
     assert_eq!(with("  workspace: {storage: lots}\n"), "OutOfRange");
     assert_eq!(

@@ -10,6 +10,8 @@
 
 use super::wire::{OcEvent, OcKind};
 use crate::proxy::Bindings;
+use crate::watchdog::Finding;
+use contract::event::TurnError;
 use std::{
     collections::HashMap,
     sync::{
@@ -38,10 +40,14 @@ pub(crate) enum FromAgent {
     Event(Box<OcEvent>),
     /// Events may be missing before this: read what OpenCode stored.
     Resync,
+    /// The watchdog saw something that concerns all turns.
+    Notice(Finding),
     /// OpenCode ended, and all runs with it.
     AgentDown {
         /// For people.
         reason: String,
+        /// How turns end with it.
+        code: TurnError,
     },
 }
 
@@ -72,7 +78,7 @@ struct Subscriber {
 struct Shared {
     events: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
-    /// Unread AgentDown.
+    /// Unread AgentDown and Notice.
     downs: AtomicUsize,
     /// A Resync is unread.
     resync: AtomicBool,
@@ -161,9 +167,14 @@ impl Router {
     }
 
     /// OpenCode ended.
-    pub(super) fn agent_down(&self, reason: &str) {
+    pub(super) fn agent_down(&self, reason: &str, code: TurnError) {
         let reason = reason.to_owned();
-        self.tell_all(&FromAgent::AgentDown { reason });
+        self.tell_all(&FromAgent::AgentDown { reason, code });
+    }
+
+    /// Something is to be told to all turns.
+    pub(super) fn notice(&self, finding: &Finding) {
+        self.tell_all(&FromAgent::Notice(finding.clone()));
     }
 
     /// Whether nobody listens, so that no turn is under way.
@@ -295,7 +306,7 @@ impl Subscription {
                 self.shared.resync.store(false, Ordering::Release);
                 self.shared.lagging.store(false, Ordering::Release);
             }
-            FromAgent::AgentDown { .. } => {
+            FromAgent::AgentDown { .. } | FromAgent::Notice(_) => {
                 self.shared.downs.fetch_sub(1, Ordering::AcqRel);
             }
         }

@@ -1,7 +1,9 @@
 //! Client of the runner's socket: one request per connection. The runner is untrusted: every line and
 //! every wait is bounded, and a reply of the wrong kind is an error.
 
-use contract::runner::{Cgroup, Failure, LINE_MAX, Launch, Probe, Reply, Request, State};
+use contract::runner::{
+    Cgroup, Failure, LINE_MAX, Launch, Probe, Reply, Request, State, TOOL_TREES_MAX, ToolTree,
+};
 use std::{
     io,
     path::{Path, PathBuf},
@@ -110,6 +112,17 @@ impl Runner {
     pub(crate) async fn cgroup(&self) -> Result<Cgroup, RunnerError> {
         match self.call(&Request::Cgroup, QUICK).await? {
             Reply::Cgroup(cgroup) => Ok(cgroup),
+            _ => Err(RunnerError::Unexpected),
+        }
+    }
+
+    /// What the processes of tools use.
+    pub(crate) async fn tools(&self) -> Result<Vec<ToolTree>, RunnerError> {
+        match self.call(&Request::Tools, QUICK).await? {
+            Reply::Tools { mut trees } => {
+                trees.truncate(TOOL_TREES_MAX);
+                Ok(trees)
+            }
             _ => Err(RunnerError::Unexpected),
         }
     }

@@ -4,6 +4,7 @@
 //! restart. Dropping out (shutdown) leaves OpenCode as it is: the runner stops it with its container,
 //! and a sidecar that comes back finds the same process and goes on with it.
 
+mod due;
 mod keep;
 mod process;
 mod told;
@@ -14,11 +15,13 @@ use super::{
     runner::{Runner, RunnerError, WorkspaceError},
     timings::Timings,
 };
-use crate::settings::Settings;
-use contract::runner::{Cgroup, Isolation, Launch, Probe};
+use crate::{metrics::WatchMetrics, settings::Settings, watchdog::Patience};
+use contract::runner::{Isolation, Launch, Probe, ToolTree};
+use due::Due;
+pub(crate) use due::Why;
 use keep::Supervisor;
 use secrecy::SecretString;
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinHandle,
@@ -41,6 +44,9 @@ pub(crate) struct AgentOptions {
     pub(crate) workspace: PathBuf,
     pub(crate) timings: Timings,
     pub(crate) bounds: Bounds,
+    /// How long OpenCode may be unwell, and when it is started anew.
+    pub(crate) patience: watch::Receiver<Patience>,
+    pub(crate) metrics: WatchMetrics,
 }
 
 impl AgentOptions {
@@ -48,6 +54,8 @@ impl AgentOptions {
         settings: &Settings,
         password: String,
         launch: watch::Receiver<Launch>,
+        patience: watch::Receiver<Patience>,
+        metrics: WatchMetrics,
     ) -> Self {
         Self {
             socket: settings.runner_socket.clone(),
@@ -57,6 +65,8 @@ impl AgentOptions {
             workspace: settings.workspace_dir.clone(),
             timings: Timings::default(),
             bounds: Bounds::default(),
+            patience,
+            metrics,
         }
     }
 }
@@ -123,13 +133,24 @@ impl Agent {
             ),
             router: Router::default(),
         };
+        let told = Told(state);
         let supervisor = Supervisor {
             runner: agent.runner.clone(),
             opencode: agent.opencode.clone(),
             router: agent.router.clone(),
-            launch: options.launch,
             timings: options.timings,
-            told: Told(state),
+            due: Due {
+                launch: options.launch,
+                patience: options.patience,
+                router: agent.router.clone(),
+                runner: agent.runner.clone(),
+                told: told.clone(),
+                timings: options.timings,
+                metrics: options.metrics,
+                in_vain: Arc::default(),
+            },
+            stopped: None,
+            told,
             commands,
             process: None,
             starts_before: 0,
@@ -185,12 +206,8 @@ impl Agent {
         self.runner.check_workspace().await
     }
 
-    /// What the agent's container uses.
-    #[expect(
-        dead_code,
-        reason = "for the metrics of the container, which do not show it yet"
-    )]
-    pub(crate) async fn cgroup(&self) -> Result<Cgroup, RunnerError> {
-        self.runner.cgroup().await
+    /// What the processes of tools use.
+    pub(crate) async fn tools(&self) -> Result<Vec<ToolTree>, RunnerError> {
+        self.runner.tools().await
     }
 }

@@ -21,9 +21,6 @@ pub(crate) struct Timings {
     /// Between two looks at a running OpenCode.
     pub(crate) health_every: Duration,
     pub(crate) health_within: Duration,
-    /// How long OpenCode may not be well; then it is started anew. Its event loop is known to stall
-    /// for 4 s.
-    pub(crate) unwell_for: Duration,
     /// A process or stream that lived this long makes good for failures before it.
     pub(crate) calm: Duration,
     /// Longest pause before a restart.
@@ -34,6 +31,8 @@ pub(crate) struct Timings {
     pub(crate) stop_grace: Duration,
     /// Between two looks for a new launch.
     pub(crate) renew_every: Duration,
+    /// Between two looks at the container's memory.
+    pub(crate) memory_every: Duration,
     /// How long nobody must have begun a turn before a new launch is used.
     pub(crate) renew_pause: Duration,
 }
@@ -51,12 +50,12 @@ impl Default for Timings {
             start_within: secs(120),
             health_every: secs(5),
             health_within: secs(5),
-            unwell_for: secs(60),
             calm: secs(60),
             restart_most: secs(30),
             stream_most: secs(5),
             stop_grace: secs(5),
             renew_every: secs(1),
+            memory_every: secs(10),
             renew_pause: millis(250),
         }
     }

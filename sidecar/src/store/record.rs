@@ -93,6 +93,7 @@ impl Record {
                     StatusKind::Queued
                         | StatusKind::WaitingForKey
                         | StatusKind::AgentRestarted
+                        | StatusKind::Watchdog
                         | StatusKind::Cancelled
                 ),
                 EventBody::Output(_)

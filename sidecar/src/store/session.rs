@@ -416,7 +416,8 @@ pub(super) fn status_of(body: &EventBody) -> Option<SessionState> {
             | StatusKind::Compacting
             | StatusKind::Todo
             | StatusKind::SubAgent
-            | StatusKind::AgentRestarted => SessionState::Running,
+            | StatusKind::AgentRestarted
+            | StatusKind::Watchdog => SessionState::Running,
         }),
         EventBody::Error(error) => error.fatal.then_some(SessionState::Failed),
         EventBody::Complete(_) => Some(SessionState::Completed),

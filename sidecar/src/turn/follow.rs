@@ -20,8 +20,6 @@ const LOOK_SLOW: Duration = Duration::from_secs(10);
 const LOOK_FAST: Duration = Duration::from_millis(100);
 /// How long an idle OpenCode may leave a turn without an end before it counts as given up.
 const GIVE_UP: Duration = Duration::from_secs(5);
-/// Meaningless answers of the provider in a row that end a turn: OpenCode would ask for ever.
-const UNKNOWN_FINISHES: u32 = 3;
 /// How long OpenCode may take to come back after it died, for its stored messages to be read.
 const COME_BACK: Duration = Duration::from_secs(20);
 
@@ -30,7 +28,8 @@ const FILES_BYTES: usize = 1024 * 1024;
 
 /// What one look at OpenCode found.
 enum Look {
-    Working,
+    /// As far as OpenCode tells what it does.
+    Working(Option<Activity>),
     /// Idle, but the turn has no end yet.
     Undecided,
     End(End),
@@ -135,21 +134,23 @@ impl Drive {
         resumed: bool,
     ) -> Result<End, JournalError> {
         let mut suspicion = resumed.then(Instant::now);
-        let mut next_look = Instant::now() + if resumed { LOOK_FAST } else { LOOK_SLOW };
+        let first = if resumed {
+            LOOK_FAST
+        } else {
+            self.next_look(LOOK_SLOW)
+        };
+        let mut next_look = Instant::now() + first;
         loop {
             tokio::select! {
                 message = events.recv() => match message {
                     Some(FromAgent::Event(event)) => {
-                        if self.take(&event).await? {
+                        let over = self.take(&event).await?;
+                        self.watch.heard(self.map.has_error(), Instant::now());
+                        if over {
                             suspicion.get_or_insert_with(Instant::now);
                             next_look = Instant::now();
-                        } else if self.map.unknown_finishes() >= UNKNOWN_FINISHES {
-                            return Ok(End::failed(
-                                TurnError::ProviderGarbled,
-                                "the provider's answers made no sense several times in a row (no valid \
-                                 stream, or one that stops without a reason); check providers[].endpoint \
-                                 and what stands between",
-                            ));
+                        } else if let Some(finding) = self.loops() {
+                            return self.found(finding).await;
                         }
                     }
                     Some(FromAgent::Resync) => {
@@ -158,17 +159,28 @@ impl Drive {
                         suspicion.get_or_insert_with(Instant::now);
                         next_look = Instant::now();
                     }
-                    Some(FromAgent::AgentDown { reason }) => return self.agent_died(&reason).await,
-                    None => return self.agent_died("its connection ended").await,
+                    Some(FromAgent::Notice(finding)) => self.notice(&finding, "watch").await?,
+                    Some(FromAgent::AgentDown { reason, code }) => {
+                        return self.agent_died(code, &reason).await;
+                    }
+                    None => {
+                        let why = "its connection ended";
+                        return self.agent_died(TurnError::AgentDied, why).await;
+                    }
                 },
                 () = overdue(self.until_overdue()) => self.expire_asks().await?,
                 () = tokio::time::sleep_until(next_look) => match self.look().await? {
                     Look::End(end) => return Ok(end),
-                    Look::Working => {
+                    Look::Working(activity) => {
                         // An answer that did not reach OpenCode would else be waited for for ever.
                         self.take_up_asks().await?;
+                        if let Some(activity) = activity
+                            && let Some(finding) = self.hangs(activity).await
+                        {
+                            return self.found(finding).await;
+                        }
                         suspicion = None;
-                        next_look = Instant::now() + LOOK_SLOW;
+                        next_look = Instant::now() + self.next_look(LOOK_SLOW);
                     }
                     Look::Undecided => {
                         let since = *suspicion.get_or_insert_with(Instant::now);
@@ -219,10 +231,12 @@ impl Drive {
     async fn look(&mut self) -> Result<Look, JournalError> {
         match self.agent().opencode().activity(self.oc_session()).await {
             Ok(Activity::Idle) => {}
-            Ok(Activity::Busy | Activity::Retry) => return Ok(Look::Working),
+            Ok(activity @ (Activity::Busy | Activity::Retry)) => {
+                return Ok(Look::Working(Some(activity)));
+            }
             Err(error) => {
                 tracing::debug!(session_id = %self.session.id(), %error, "OpenCode's status is not to be had");
-                return Ok(Look::Working);
+                return Ok(Look::Working(None));
             }
         }
         if !self.settle().await? {
@@ -310,7 +324,7 @@ impl Drive {
 
     /// OpenCode died. When it is back its stored messages are read, so that nothing that it kept is
     /// missing; the turn is never run again by itself.
-    async fn agent_died(&mut self, reason: &str) -> Result<End, JournalError> {
+    async fn agent_died(&mut self, code: TurnError, reason: &str) -> Result<End, JournalError> {
         let mut state = self.agent().state();
         let back = tokio::time::timeout(COME_BACK, state.wait_for(|state| state.ready)).await;
         if matches!(back, Ok(Ok(_))) {
@@ -318,7 +332,7 @@ impl Drive {
             self.settle().await?;
         }
         Ok(End::failed(
-            TurnError::AgentDied,
+            code,
             format!(
                 "OpenCode ended in mid-turn: {reason}. What it stored is kept; send a prompt to go on"
             ),

@@ -5,12 +5,14 @@
 
 mod asks;
 mod follow;
+mod watched;
 
 use crate::{
     agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
     app::App,
     proxy::{Target, TurnLink},
     store::session::{JournalError, Running, Session, now},
+    watchdog::{Cause, Finding, turn::TurnWatch},
 };
 use contract::{
     Event, EventBody,
@@ -82,6 +84,7 @@ struct Drive {
     target: Arc<Target>,
     delivered: bool,
     map: TurnMap,
+    watch: TurnWatch,
     /// A question was refused in this turn: OpenCode then ends without a word.
     refused: bool,
     /// OpenCode may have heard of this turn.
@@ -116,8 +119,10 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         app.settings.workspace_dir.clone(),
     );
     let resumed = !events.is_empty();
+    let mut watch = TurnWatch::new(Instant::now());
     for event in events {
         map.restore(&event);
+        watch.note(&event.agent, &event.body, Instant::now());
     }
     let bound = Duration::from_secs(app.config.pod().limits.turn_timeout_seconds);
     let mut drive = Drive {
@@ -129,6 +134,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         target,
         delivered,
         map,
+        watch,
         refused: false,
         // After a restart nobody knows how far the last process came.
         heard: delivered || resumed,
@@ -139,17 +145,22 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
     let end = tokio::select! {
         biased;
         () = running.cancel.cancelled() => None,
-        () = app.shutdown.cancelled() => Some(End::failed(
+        () = app.shutdown.cancelled() => Some(Ok(End::failed(
             TurnError::ShuttingDown,
             "the pod was told to stop; the conversation is kept, send the next prompt when it is back",
-        )),
-        () = tokio::time::sleep_until(started + bound) => Some(End::failed(
-            TurnError::TurnTimeout,
+        ))),
+        () = tokio::time::sleep_until(started + bound) => Some(Err(Finding::new(
+            Cause::TurnTimeout,
             format!("the turn ran longer than limits.turnTimeout ({} s) and was stopped", bound.as_secs()),
-        )),
+        ))),
         // Before what OpenCode makes of it.
-        (code, message) = link.stopped() => Some(End::failed(code, message)),
-        end = drive.drive() => Some(end),
+        (code, message) = link.stopped() => Some(Ok(End::failed(code, message))),
+        end = drive.drive() => Some(Ok(end)),
+    };
+    let end = match end {
+        None => None,
+        Some(Ok(end)) => Some(end),
+        Some(Err(finding)) => Some(drive.found(finding).await.unwrap_or_else(End::from)),
     };
     if let Some(End::Failed(error)) = &end
         && error.code == TurnError::ShuttingDown
@@ -192,7 +203,11 @@ impl Drive {
             .await
     }
 
-    async fn emit(&self, mapped: Vec<crate::agent::map::Mapped>) -> Result<(), JournalError> {
+    async fn emit(&mut self, mapped: Vec<crate::agent::map::Mapped>) -> Result<(), JournalError> {
+        let now = Instant::now();
+        for said in &mapped {
+            self.watch.note(&said.agent, &said.body, now);
+        }
         self.session
             .emit(self.number, mapped.into_iter().map(|m| (m.agent, m.body)))
             .await
@@ -261,12 +276,20 @@ impl Drive {
         {
             tracing::warn!(session_id = %self.session.id(), "stored messages were not read in time");
         }
-        let alone = self.app.store.running() <= 1;
-        if !idle && alone {
+        if !idle {
+            // Other turns end with it: a run that nobody can stop is worse.
+            let text = format!(
+                "OpenCode did not come to rest within {} s of being told to stop: it is restarted",
+                ABORT_BOUND.as_secs()
+            );
+            self.app.metrics.watch.restarted();
+            if let Err(error) = self.emit_status(StatusKind::AgentRestarted, &text).await {
+                tracing::warn!(session_id = %self.session.id(), %error, "readers are not told of a restart");
+            }
             self.agent()
                 .restart("it did not become idle after an abort")
                 .await;
-        } else if alone {
+        } else if self.app.store.running() <= 1 {
             self.agent().reap().await;
         }
     }

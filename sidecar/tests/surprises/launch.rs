@@ -80,6 +80,8 @@ pub(crate) fn start_runner(dir: &Path, setup: &Setup) -> Child {
         .env("WORKSPACE_DIR", dir.join("workspace"))
         .env("RUNNER_SOCKET", dir.join("run/runner.sock"))
         .envs(setup.runner_env.iter().copied())
+        // It runs in no container: a test may write figures there.
+        .env("RUNNER_CGROUP_DIR", dir.join("cgroup"))
         .stdin(Stdio::null())
         .stdout(log.try_clone().unwrap())
         .stderr(log)

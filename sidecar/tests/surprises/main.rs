@@ -26,3 +26,4 @@ mod reader;
 mod repeats;
 mod stack;
 mod tools;
+mod watchdog;

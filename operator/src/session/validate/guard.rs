@@ -1,14 +1,16 @@
-//! What bounds a pod and who decides in it: limits, approvals.
+//! What bounds and watches a pod: limits, watchdog, approvals.
 
 use super::{Invalid, spend};
 use contract::pod::{self, Limits, PolicyRule, ToolAction};
 use crds::session::{
     self, agent,
     approvals::{ApprovalRule, Approvals, OnTimeout},
+    watchdog::Watchdog,
 };
 use std::ops::RangeInclusive;
 
 const WEEK: u64 = 168 * 3600;
+const YEAR: u64 = 8760 * 3600;
 
 pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
     let session::Limits {
@@ -16,6 +18,7 @@ pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
         turn_timeout,
         budget,
         loops,
+        watchdog,
     } = limits;
     Ok(Limits {
         max_concurrent_sessions: number(
@@ -32,6 +35,56 @@ pub(super) fn limits(limits: &session::Limits) -> Result<Limits, Invalid> {
         )?,
         budget: spend::budget(budget.as_ref())?,
         loops: spend::loops(loops)?,
+        watchdog: bounds(watchdog)?,
+    })
+}
+
+fn bounds(watchdog: &Watchdog) -> Result<pod::Watchdog, Invalid> {
+    let Watchdog {
+        silence,
+        tool_idle,
+        after_error,
+        unresponsive,
+        max_steps,
+        same_call,
+        memory_percent,
+        recycle_after,
+    } = watchdog;
+    let rule = "it must be 0s or lie between 1s and 168h; write it as in 10m";
+    Ok(pod::Watchdog {
+        silence_seconds: seconds("limits.watchdog.silence", silence, 0..=WEEK, rule)?,
+        tool_idle_seconds: seconds("limits.watchdog.toolIdle", tool_idle, 0..=WEEK, rule)?,
+        after_error_seconds: seconds("limits.watchdog.afterError", after_error, 0..=WEEK, rule)?,
+        unresponsive_seconds: seconds(
+            "limits.watchdog.unresponsive",
+            unresponsive,
+            0..=WEEK,
+            rule,
+        )?,
+        max_steps: number(
+            "limits.watchdog.maxSteps",
+            *max_steps,
+            0..=1_000_000,
+            "it must lie between 0 and 1000000",
+        )?,
+        same_call: number(
+            "limits.watchdog.sameCall",
+            *same_call,
+            0..=10_000,
+            "it must lie between 0 and 10000",
+        )?,
+        memory_percent: number(
+            "limits.watchdog.memoryPercent",
+            *memory_percent,
+            0..=100,
+            "it must lie between 0 and 100",
+        )?,
+        recycle_after_seconds: seconds(
+            "limits.watchdog.recycleAfter",
+            recycle_after,
+            0..=YEAR,
+            "it must be 0s or lie between 1m and 8760h; write it as in 24h",
+        )?,
     })
 }
 

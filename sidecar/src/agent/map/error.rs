@@ -91,6 +91,10 @@ fn sentences(code: TurnError) -> (&'static str, &'static str) {
         | TurnError::Rejected
         | TurnError::TurnTimeout
         | TurnError::AgentDied
+        | TurnError::AgentUnresponsive
+        | TurnError::AgentSilent
+        | TurnError::ToolStalled
+        | TurnError::Loop
         | TurnError::Interrupted
         | TurnError::AgentError
         | TurnError::ShuttingDown

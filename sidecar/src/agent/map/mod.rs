@@ -235,6 +235,11 @@ impl TurnMap {
         self.call_ids.get(opencode_call_id).cloned()
     }
 
+    /// Whether an error stands that the run has not recovered from.
+    pub(crate) fn has_error(&self) -> bool {
+        self.error.is_some()
+    }
+
     /// The tool of one of our calls.
     pub(crate) fn tool_of(&self, call: &str) -> Option<&str> {
         let call = self.calls.get(call)?;

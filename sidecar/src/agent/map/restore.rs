@@ -81,6 +81,7 @@ impl TurnMap {
             | StatusKind::Compacting
             | StatusKind::SubAgent
             | StatusKind::AgentRestarted
+            | StatusKind::Watchdog
             | StatusKind::Cancelled => {}
         }
     }

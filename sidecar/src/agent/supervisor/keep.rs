@@ -2,6 +2,7 @@
 
 use super::{
     Restart,
+    due::Due,
     process::{Ended, Process, WORDS_MAX, bounded, clip, compare, describe},
     told::Told,
 };
@@ -12,10 +13,14 @@ use crate::agent::{
     stream::{EventStream, StreamError, StreamItem},
     timings::Timings,
 };
-use contract::runner::{Launch, Phase, Probe, State};
+use crate::watchdog::{Cause, Finding};
+use contract::{
+    event::TurnError,
+    runner::{Phase, Probe, State},
+};
 use std::time::Duration;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -25,8 +30,11 @@ pub(super) struct Supervisor {
     pub(super) runner: Runner,
     pub(super) opencode: OpenCode,
     pub(super) router: Router,
-    pub(super) launch: watch::Receiver<Launch>,
     pub(super) timings: Timings,
+    /// Launch, patience and all that makes a restart due.
+    pub(super) due: Due,
+    /// Since when the sidecar keeps it stopped.
+    pub(super) stopped: Option<Instant>,
     pub(super) told: Told,
     pub(super) commands: mpsc::Receiver<Restart>,
     /// The last process seen.
@@ -88,7 +96,7 @@ impl Supervisor {
             }
             let pause = self.timings.pause_before(self.failures);
             self.meanwhile(sleep(pause)).await;
-            let launch = self.launch.borrow_and_update().clone();
+            let launch = self.due.launch.borrow_and_update().clone();
             let runner = self.runner.clone();
             match self
                 .meanwhile(async move { runner.start(launch).await })
@@ -118,25 +126,41 @@ impl Supervisor {
             if began.elapsed() >= self.timings.calm {
                 self.failures = 0;
             }
-            self.failures += 1;
+            // What is planned is no failure.
+            self.failures += u32::from(!matches!(ended, Ended::Due(_)));
             match ended {
-                Ended::Process(why) => self.down(&why),
+                Ended::Process(why) => self.down(&why, TurnError::AgentDied),
                 Ended::Runner(why) => {
-                    self.down(&format!("the agent's container ended: {why}"));
+                    let text = format!("the agent's container ended: {why}");
+                    self.down(&text, TurnError::AgentDied);
                     return why;
                 }
-                Ended::Stop(why, done) => {
-                    self.down(&why);
-                    let (runner, grace) = (self.runner.clone(), self.timings.stop_grace);
-                    if let Err(error) = self
-                        .meanwhile(async move { runner.stop(grace).await })
-                        .await
-                    {
-                        tracing::warn!(%error, "OpenCode could not be stopped");
-                    }
+                Ended::Asked(why, done) => {
+                    self.stop(&why, TurnError::AgentDied).await;
                     drop(done);
                 }
+                Ended::Unwell(why) => {
+                    self.due.metrics.found(Cause::Unresponsive);
+                    self.due.metrics.restarted();
+                    self.stop(&why, TurnError::AgentUnresponsive).await;
+                }
+                Ended::Due(why) => {
+                    self.due.metrics.recycled(why);
+                    self.stop(why.text(), TurnError::AgentDied).await;
+                }
             }
+        }
+    }
+
+    async fn stop(&mut self, why: &str, code: TurnError) {
+        self.stopped = Some(Instant::now());
+        self.down(why, code);
+        let (runner, grace) = (self.runner.clone(), self.timings.stop_grace);
+        if let Err(error) = self
+            .meanwhile(async move { runner.stop(grace).await })
+            .await
+        {
+            tracing::warn!(%error, "OpenCode could not be stopped");
         }
     }
 
@@ -167,14 +191,15 @@ impl Supervisor {
     async fn serve(&mut self, watch: &mut Watch, process: &Process) -> Ended {
         let mut within = self.timings.start_within;
         let mut cuts = 0;
+        let began = Instant::now();
         loop {
             let opening = open(self.opencode.clone(), self.timings, cuts);
             let (version, stream) = tokio::select! {
                 opened = timeout(within, opening) => match opened {
                     Ok(opened) => opened,
-                    Err(_) => return Ended::Stop(format!("it did not answer for {within:?}"), None),
+                    Err(_) => return Ended::Unwell(format!("it did not answer for {within:?}")),
                 },
-                ended = self.interrupted(watch, process) => return ended,
+                ended = self.interrupted(watch, process, began) => return ended,
             };
             // Before the first event of this stream, after the last of the one before.
             self.router.resync();
@@ -184,17 +209,21 @@ impl Supervisor {
                 s.version = Some(version);
                 s.message = None;
             });
+            if let Some(stopped) = self.stopped.take() {
+                tracing::info!(after = ?stopped.elapsed(), "OpenCode is back");
+                self.due.metrics.back(stopped.elapsed());
+            }
             let opened = Instant::now();
             let pump = AbortOnDropHandle::new(tokio::spawn(pump(self.router.clone(), stream)));
             let why = tokio::select! {
                 error = pump => error.map_or_else(|error| error.to_string(), |error| error.to_string()),
-                why = unwell(self.opencode.clone(), self.timings) => return Ended::Stop(why, None),
-                ended = self.interrupted(watch, process) => return ended,
+                why = unwell(self.opencode.clone(), self.due.clone()) => return Ended::Unwell(why),
+                ended = self.interrupted(watch, process, began) => return ended,
             };
             tracing::warn!(reason = why, "the event stream was cut");
             self.told
                 .not_ready(format!("the event stream was cut: {why}"));
-            within = self.timings.unwell_for;
+            within = self.unwell_for().unwrap_or(self.timings.start_within);
             cuts = if opened.elapsed() >= self.timings.calm {
                 1
             } else {
@@ -204,12 +233,10 @@ impl Supervisor {
     }
 
     /// Waits for what ends the serving of a process from outside. Cancel safe.
-    async fn interrupted(&mut self, watch: &mut Watch, process: &Process) -> Ended {
+    async fn interrupted(&mut self, watch: &mut Watch, process: &Process, began: Instant) -> Ended {
         // One for the whole wait: it takes back its `not ready` only if it is not dropped half-way.
-        let (launch, router, told) = (self.launch.clone(), self.router.clone(), self.told.clone());
-        let timings = self.timings;
-        let renewed = renewed(&launch, &router, &told, &timings);
-        tokio::pin!(renewed);
+        let due = self.due.clone().wait(began);
+        tokio::pin!(due);
         loop {
             tokio::select! {
                 state = watch.next() => {
@@ -226,10 +253,10 @@ impl Supervisor {
                 }
                 Some(restart) = self.commands.recv() => {
                     if restart.generation == self.told.now().generation {
-                        return Ended::Stop(restart.why, Some(restart.done));
+                        return Ended::Asked(restart.why, restart.done);
                     }
                 }
-                () = &mut renewed => return Ended::Stop("its configuration changed".to_owned(), None),
+                why = &mut due => return Ended::Due(why),
             }
         }
     }
@@ -260,36 +287,14 @@ impl Supervisor {
         }
     }
 
-    fn down(&self, why: &str) {
+    fn down(&self, why: &str, code: TurnError) {
         tracing::warn!(reason = why, "OpenCode ended");
         self.told.not_ready(format!("OpenCode ended: {why}"));
-        self.router.agent_down(why);
+        self.router.agent_down(why, code);
     }
-}
 
-/// Waits until there is another launch and nobody would be disturbed by it.
-async fn renewed(
-    launch: &watch::Receiver<Launch>,
-    router: &Router,
-    told: &Told,
-    timings: &Timings,
-) {
-    loop {
-        sleep(timings.renew_every).await;
-        let renewed = || launch.has_changed().unwrap_or(false) && router.is_idle();
-        if !renewed() || !told.now().ready {
-            continue;
-        }
-        // Whoever began a turn in this instant saw `ready` and subscribes now.
-        told.not_ready("its configuration changed: it starts anew".to_owned());
-        sleep(timings.renew_pause).await;
-        if renewed() {
-            return;
-        }
-        told.change(|s| {
-            s.ready = true;
-            s.message = None;
-        });
+    fn unwell_for(&self) -> Option<Duration> {
+        self.due.unwell_for()
     }
 }
 
@@ -339,20 +344,34 @@ async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, Event
     }
 }
 
-/// Waits until OpenCode was not well for long; returns why.
-async fn unwell(opencode: OpenCode, timings: Timings) -> String {
+/// Waits until OpenCode was not well for long; returns why. Turns are told when it begins.
+async fn unwell(opencode: OpenCode, due: Due) -> String {
     let mut since = None;
     loop {
-        sleep(timings.health_every).await;
+        let Some(most) = due.unwell_for() else {
+            sleep(due.timings.health_every).await;
+            continue;
+        };
+        sleep(due.timings.health_every.min(most / 3)).await;
         let asked = Instant::now();
-        let Err(error) = opencode.health(timings.health_within).await else {
+        let Err(error) = opencode.health(due.timings.health_within.min(most)).await else {
             since = None;
             continue;
         };
+        let begins = since.is_none();
         let since = *since.get_or_insert(asked);
         tracing::warn!(%error, for_ = ?since.elapsed(), "OpenCode is not well");
-        if since.elapsed() >= timings.unwell_for {
-            return format!("it was not well for {:?}: {error}", timings.unwell_for);
+        if since.elapsed() >= most {
+            return format!("it was not well for {most:?}: {error}");
+        }
+        if begins {
+            let text = format!(
+                "OpenCode has not answered for {} s; it is restarted when that lasts for {} s \
+                 (limits.watchdog.unresponsive)",
+                since.elapsed().as_secs(),
+                most.as_secs()
+            );
+            due.router.notice(&Finding::new(Cause::Unresponsive, text));
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the runner tells about OpenCode's process.
 
+use super::due::Why;
 use contract::runner::{Isolation, Phase, State};
 use tokio::sync::oneshot;
 
@@ -20,8 +21,12 @@ pub(super) enum Ended {
     Process(String),
     /// The runner is gone, or another one is there.
     Runner(String),
-    /// It is to be stopped.
-    Stop(String, Option<oneshot::Sender<()>>),
+    /// It is to be stopped: somebody asked for it, and hears when it is done.
+    Asked(String, oneshot::Sender<()>),
+    /// It is to be stopped because it does not answer.
+    Unwell(String),
+    /// It is to be started anew while nothing runs.
+    Due(Why),
 }
 
 /// Whether a state means that the process is not to be served any longer.

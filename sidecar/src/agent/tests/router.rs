@@ -2,6 +2,7 @@ use crate::agent::{
     router::{EVENTS_MAX, FromAgent, Router},
     wire::OcEvent,
 };
+use contract::event::TurnError;
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
@@ -80,12 +81,13 @@ async fn news_keeps_its_place_between_events() {
     let router = Router::default();
     let mut a = router.subscribe("ses_a");
     router.dispatch(idle("ses_a"), 10).await;
-    router.agent_down("gone");
+    router.agent_down("gone", TurnError::AgentDied);
     router.resync();
     router.resync();
     router.dispatch(idle("ses_a"), 10).await;
     let down = FromAgent::AgentDown {
         reason: "gone".into(),
+        code: TurnError::AgentDied,
     };
     let event = FromAgent::Event(idle("ses_a"));
     assert_eq!(
@@ -179,7 +181,7 @@ async fn news_without_a_reader_ends_the_subscription() {
     let router = Router::default();
     let mut a = router.subscribe("ses_a");
     for _ in 0..1000 {
-        router.agent_down("again");
+        router.agent_down("again", TurnError::AgentDied);
         router.resync();
     }
     assert!(router.is_idle());

@@ -4,6 +4,8 @@ use crate::agent::{
     supervisor::{Agent, AgentOptions, AgentState},
     timings::Timings,
 };
+use crate::{metrics::WatchMetrics, watchdog::Patience};
+use contract::event::TurnError;
 use contract::runner::{Failure, Launch, Phase, Probe, Reply, Request, State};
 use std::{
     path::{Path, PathBuf},
@@ -234,7 +236,6 @@ fn timings() -> Timings {
         start_within: millis(1500),
         health_every: millis(30),
         health_within: millis(60),
-        unwell_for: millis(300),
         restart_most: millis(50),
         stream_most: millis(50),
         renew_every: millis(20),
@@ -260,6 +261,11 @@ fn world(socket: &Path, port: u16) -> World {
 
 fn world_with(socket: &Path, port: u16, timings: Timings) -> World {
     let (sender, receiver) = watch::channel(launch("one"));
+    let patience = watch::channel(Patience {
+        unwell_for: Some(Duration::from_millis(300)),
+        recycle_after: None,
+        memory_percent: None,
+    });
     let options = AgentOptions {
         socket: socket.to_owned(),
         port,
@@ -268,6 +274,8 @@ fn world_with(socket: &Path, port: u16, timings: Timings) -> World {
         workspace: "/w".into(),
         timings,
         bounds: bounds(),
+        patience: patience.1,
+        metrics: WatchMetrics::default(),
     };
     let options = AgentOptions {
         bounds: crate::agent::opencode::Bounds {
@@ -371,8 +379,8 @@ async fn a_process_that_ends_is_told_and_started_again() {
         let down = loop {
             // The cut stream may come first.
             match next(&mut events).await {
-                FromAgent::AgentDown { reason } => break reason,
-                FromAgent::Resync | FromAgent::Event(_) => {}
+                FromAgent::AgentDown { reason, .. } => break reason,
+                FromAgent::Resync | FromAgent::Event(_) | FromAgent::Notice(_) => {}
             }
         };
         assert_eq!(
@@ -505,10 +513,16 @@ async fn what_is_not_well_for_long_is_started_anew() {
     world.ready().await;
     let mut events = world.agent.router().subscribe("ses_1");
     oc.unwell.store(true, Ordering::SeqCst);
-    let FromAgent::AgentDown { reason } = next(&mut events).await else {
+    // Turns are told before anything happens to them.
+    let FromAgent::Notice(finding) = next(&mut events).await else {
+        panic!("not told");
+    };
+    assert_eq!(finding.cause, crate::watchdog::Cause::Unresponsive);
+    let FromAgent::AgentDown { reason, code } = next(&mut events).await else {
         panic!("not down");
     };
     assert!(reason.starts_with("it was not well for"), "{reason}");
+    assert_eq!(code, TurnError::AgentUnresponsive);
     timeout(LONG, until(|| runner.stops() > 0)).await.unwrap();
     oc.unwell.store(false, Ordering::SeqCst);
     let state = world.ready().await;
@@ -591,7 +605,8 @@ async fn a_restart_stops_the_process_once_for_all_who_ask() {
     assert_eq!(
         next(&mut events).await,
         FromAgent::AgentDown {
-            reason: "stuck".into()
+            reason: "stuck".into(),
+            code: TurnError::AgentDied,
         }
     );
     assert_eq!(

@@ -107,6 +107,9 @@ pub(super) fn of_event(event: &Event, began: Option<Timestamp>) -> Option<String
                 StatusKind::AgentRestarted => {
                     format!("turn {turn}: OpenCode was restarted: {}", code(why, LONG))
                 }
+                StatusKind::Watchdog => {
+                    format!("turn {turn}: the watchdog saw: {}", code(why, LONG))
+                }
                 StatusKind::WaitingForKey => {
                     format!("turn {turn} waits for a key: {}", code(why, LONG))
                 }
