@@ -146,6 +146,7 @@ replicas: 3
 binaries: copy
 logLevel: info,operator=debug
 sidecarLogLevel: warn
+telemetry: {otlpEndpoint: "http://collector.example.com:4318"}
 signingKey: {existingSecret: my-key, key: ed25519.pem}
 trustedKeys: {existingConfigMap: gateway-keys, key: set.json}
 crds: {keep: false}
@@ -242,6 +243,7 @@ renders_every_switch() {
       '--runner-image=registry.example.com:5000/team/opencode/runner:v9.9.9',
       '--sidecar-image=registry.example.com/other/sidecar@sha256:' + '0123456789abcdef'.repeat(4),
       '--sidecar-log-level=warn',
+      '--sidecar-otlp-endpoint=http://collector.example.com:4318',
       '--signing-key-file=/etc/opencode-operator/signing-key/ed25519.pem',
       '--trusted-keys-file=/etc/opencode-operator/trusted-keys/set.json',
     ]);
@@ -350,6 +352,8 @@ images.pullPolicy=Sometimes|/images/pullPolicy
 binaries=magic|value must be one of 'auto', 'image-volume', 'copy'
 logLevel=loud|/logLevel
 sidecarLogLevel=|/sidecarLogLevel
+telemetry.otlpEndpoint=http://user:pw@collector:4318|/telemetry/otlpEndpoint
+telemetry.otlpEndpoint=collector:4317|/telemetry/otlpEndpoint
 watchNamespace=a\,b|/watchNamespace
 signingKey.existingSecret=Not_A_Name|/signingKey/existingSecret
 signingKey.key=../../etc/passwd|/signingKey/key

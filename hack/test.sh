@@ -49,6 +49,7 @@ suite "shell scripts" hack/shellcheck.sh || true
 suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true
 suite "unit" hack/unit.sh || true
+suite "clients" hack/clients-test.sh || true
 suite "images" deploy/images.sh build || finish
 suite "cluster" deploy/local/cluster.sh up || finish
 suite "load images" deploy/images.sh load || finish

@@ -32,9 +32,10 @@ const BAD_ENDINGS: &[&str] = &[
 pub struct Expected<'a> {
     /// Every name begins so.
     pub prefix: &'a str,
-    /// Every label, and every value that it may have.
+    /// Labels and values beyond those that the docs list, as where they refer to another page.
     pub labels: &'a [(&'a str, &'a [&'a str])],
-    /// Text of docs/metrics.md: a row "| `name` | type |" for each metric, and none without one.
+    /// Text of docs/metrics.md: a row "| `name` | type | `label`: value, value; `label`: … |" for each
+    /// metric, and none without one.
     pub docs: &'a str,
 }
 
@@ -82,7 +83,7 @@ pub fn wrong(text: &str, expected: Expected<'_>) -> Vec<String> {
                 wrong.extend(
                     labels
                         .iter()
-                        .filter_map(|label| bad_label(&name, label, &expected)),
+                        .filter_map(|label| bad_label(&name, &current, label, &expected)),
                 );
                 if !value.is_finite() || (metric.kind != "gauge" && value < 0.0) {
                     wrong.push(format!("{line}: no such figure"));
@@ -132,18 +133,48 @@ fn fits(sample: &str, metric: &str, kind: &str) -> bool {
     )
 }
 
-fn bad_label(sample: &str, (name, value): &Label, expected: &Expected<'_>) -> Option<String> {
+/// Labels and values of a metric by its row in the docs.
+fn documented<'a>(docs: &'a str, metric: &str) -> Vec<(&'a str, Vec<&'a str>)> {
+    let of_metric = |line: &&str| {
+        line.strip_prefix("| `").is_some_and(|rest| {
+            rest.strip_prefix(metric).is_some_and(|rest| {
+                ["` |", "_total` |", "_info` |"]
+                    .iter()
+                    .any(|end| rest.starts_with(end))
+            })
+        })
+    };
+    let row = docs.lines().find(of_metric).unwrap_or_default();
+    let cell = row.split('|').nth(3).unwrap_or_default();
+    cell.split(';')
+        .filter_map(|label| {
+            let (name, values) = label.trim().strip_prefix('`')?.split_once("`:")?;
+            Some((name, values.split(',').map(str::trim).collect()))
+        })
+        .collect()
+}
+
+fn bad_label(
+    sample: &str,
+    metric: &str,
+    (name, value): &Label,
+    expected: &Expected<'_>,
+) -> Option<String> {
     if name == "le" && sample.ends_with("_bucket") {
         return None;
     }
-    let known = expected.labels.iter().find(|(label, _)| label == name);
-    match known {
-        None => Some(format!("{sample} has a label {name} that is not expected")),
-        Some((_, values)) if !values.contains(&value.as_str()) => Some(format!(
-            "{sample} has {name}={value:?}, which is none of its values"
-        )),
-        Some(_) => None,
+    let documented = documented(expected.docs, metric);
+    let mut values = documented
+        .iter()
+        .map(|(label, values)| (*label, values.as_slice()))
+        .chain(expected.labels.iter().copied())
+        .filter(|(label, _)| label == name)
+        .peekable();
+    if values.peek().is_none() {
+        return Some(format!("{sample} has a label {name} that is not expected"));
     }
+    let known = values.any(|(_, values)| values.contains(&value.as_str()));
+    (!known).then(|| format!("{sample} has {name}={value:?}, which is none of its values"))
 }
 
 fn check(name: &str, metric: &Metric, prefix: &str, wrong: &mut Vec<String>) {
@@ -231,12 +262,12 @@ mod tests {
                         # HELP p_wait_seconds How long it took.\n# TYPE p_wait_seconds histogram\n\
                         p_wait_seconds_sum 1.5\np_wait_seconds_count 2\n\
                         p_wait_seconds_bucket{le=\"1.0\"} 1\np_wait_seconds_bucket{le=\"+Inf\"} 2\n# EOF\n";
-    const DOCS: &str = "| `p_turns_total` | counter | x |\n| `p_wait_seconds` | histogram | y |\n";
+    const DOCS: &str = "| `p_turns_total` | counter | `end`: a, b; `other`: c | x |\n| `p_wait_seconds` | histogram | y |\n";
 
     fn lint(text: &str) -> Vec<String> {
         let expected = Expected {
             prefix: "p_",
-            labels: &[("end", &["a", "b"])],
+            labels: &[],
             docs: DOCS,
         };
         wrong(text, expected)

@@ -3,6 +3,7 @@
 #[cfg(any(test, feature = "lint"))]
 pub mod exposition;
 mod log;
+pub mod trace;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;

@@ -76,6 +76,10 @@ pub struct PodFlags {
     /// Level of the sidecars' logs.
     #[arg(long, env = "SIDECAR_LOG_LEVEL", default_value = "info")]
     pub sidecar_log_level: String,
+
+    /// Base URL of a collector that takes OTLP over HTTP, for the sidecars' traces; empty: none.
+    #[arg(long, env = "SIDECAR_OTLP_ENDPOINT", default_value = "")]
+    pub sidecar_otlp_endpoint: String,
 }
 
 /// When images are pulled.
@@ -140,6 +144,7 @@ impl PodFlags {
             }),
             binaries,
             log_level: self.sidecar_log_level.clone(),
+            otlp_endpoint: Some(self.sidecar_otlp_endpoint.clone()).filter(|url| !url.is_empty()),
             public_keys,
             default_resources: DefaultResources::default(),
         }

@@ -9,6 +9,7 @@ use crate::{
     metrics::Metrics,
     proxy::{Bindings, Ledger, Observation, Target, What},
     settings::Settings,
+    spans::{Calls, TurnSpans},
     store::{
         BeginError, NewTurn, Store, Unfinished,
         record::{Created, Idempotency, Note, TurnNote},
@@ -39,6 +40,8 @@ pub(crate) struct App {
     pub metrics: Metrics,
     /// Where the agent wanted to go and may not.
     pub refused: Arc<Refused>,
+    /// Spans of turns and of their model calls.
+    pub calls: Calls,
     pub shutdown: CancellationToken,
     /// Running turns: the process ends after them.
     pub turns: TaskTracker,
@@ -54,6 +57,8 @@ pub(crate) struct TurnRequest {
     pub prompt: String,
     pub author: String,
     pub idempotency: Option<Idempotency>,
+    /// `traceparent` of the request.
+    pub trace: Option<String>,
 }
 
 /// Why a session or turn was not begun.
@@ -297,7 +302,16 @@ impl App {
         delivered: bool,
         events: Vec<contract::Event>,
     ) {
+        let spans = TurnSpans::begin(
+            &self.calls,
+            session.id(),
+            &session.created.opencode_session,
+            note.turn,
+            &target,
+            note.trace.as_deref(),
+        );
         let turn = Turn {
+            spans,
             session,
             number: note.turn,
             message_id: note.message_id,
@@ -310,7 +324,12 @@ impl App {
         };
         self.changed();
         // Within the span of the request that brought it, where one did: its id stands in all lines.
-        let span = tracing::info_span!("turn", session_id = %turn.session.id(), turn = turn.number);
+        let span = tracing::info_span!(
+            "turn",
+            session_id = %turn.session.id(),
+            turn = turn.number,
+            trace_id = turn.spans.trace_id()
+        );
         let run = turn::run(Arc::clone(self), turn).instrument(span);
         self.turns.spawn(Box::pin(run));
     }
@@ -351,6 +370,7 @@ impl App {
             prompt,
             author: "spec.prompt".into(),
             idempotency: None,
+            trace: None,
         };
         match self.create_session(id.clone(), None, None, request).await {
             Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
@@ -373,5 +393,6 @@ fn turn_note(turn: u32, request: TurnRequest) -> TurnNote {
         prompt: request.prompt,
         author: request.author,
         idempotency: request.idempotency,
+        trace: request.trace,
     }
 }

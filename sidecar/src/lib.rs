@@ -23,6 +23,7 @@ mod run;
 mod secret;
 mod serve;
 mod settings;
+mod spans;
 mod store;
 mod summary;
 mod turn;

@@ -15,11 +15,14 @@ use crate::{
     proxy::{self, Bindings, Ledger, Proxy, ProxyError},
     secret, serve,
     settings::Settings,
+    spans::Calls,
     store::{Store, StoreError},
     summary,
     watchdog::Patience,
 };
+use bootstrap::trace::Traces;
 use contract::pod::Limits;
+use opentelemetry::KeyValue;
 use std::{
     error::Error,
     io,
@@ -69,6 +72,9 @@ pub enum RunError {
     /// The credential proxy cannot be made.
     #[error("the credential proxy cannot be made")]
     Proxy(#[source] Box<dyn Error + Send + Sync>),
+    /// The exporter of traces cannot be made.
+    #[error("traces cannot be sent")]
+    Traces(#[source] Box<dyn Error + Send + Sync>),
     /// A part that all others need ended.
     #[error("{0} ended")]
     Part(&'static str),
@@ -103,6 +109,22 @@ impl From<StoreError> for RunError {
 impl From<ProxyError> for RunError {
     fn from(error: ProxyError) -> Self {
         Self::Proxy(Box::new(error))
+    }
+}
+
+/// Who is told of model calls: sessions' readers and the collector of traces.
+struct Told {
+    news: tokio::sync::mpsc::Sender<proxy::Observation>,
+    calls: Calls,
+}
+
+impl proxy::Observer for Told {
+    fn observe(&self, observation: proxy::Observation) {
+        self.news.observe(observation);
+    }
+
+    fn ended(&self, call: &proxy::Ended<'_>) {
+        self.calls.ended(call);
     }
 }
 
@@ -143,10 +165,23 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let ledger = Ledger::new(audit, totals);
     let metrics = Metrics::new();
     store.on_sync(metrics.sync_observer());
+    let traces = Traces::from_env("opencode-sidecar", || {
+        let pod = config.pod();
+        vec![
+            KeyValue::new("k8s.namespace.name", pod.namespace.clone()),
+            KeyValue::new("service.instance.id", pod.uid.clone()),
+            KeyValue::new("opencode.object", pod.name.clone()),
+        ]
+    })
+    .map_err(|error| RunError::Traces(Box::new(error)))?;
+    let calls = Calls::new(traces);
     let (observer, mut observations) = tokio::sync::mpsc::channel(OBSERVATIONS);
     let (to_proxy, to_ledger) = (bindings.clone(), Arc::clone(&ledger));
     let proxy = Proxy::new(&settings, config.clone(), keys.clone(), to_proxy, to_ledger)?
-        .with_observer(Arc::new(observer));
+        .with_observer(Arc::new(Told {
+            news: observer,
+            calls: calls.clone(),
+        }));
     metrics.register(|registry| proxy.metrics().register(registry));
     let egress = Egress::new(config.clone());
     metrics.register(|registry| egress.metrics.register(registry));
@@ -169,6 +204,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
         ledger: Arc::clone(&ledger),
         metrics,
         refused: Arc::clone(&egress.refused),
+        calls,
         shutdown: shutdown.clone(),
         turns: TaskTracker::new(),
         summary: OnceLock::new(),
@@ -230,6 +266,11 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
         .is_err()
     {
         tracing::error!("the audit log was not closed");
+    }
+    // Waits for the collector for a moment.
+    let ended = tokio::task::spawn_blocking(move || app.calls.traces().end());
+    if ended.await.is_err() {
+        tracing::error!("the last spans were not sent");
     }
     tracing::info!("stopped");
     result

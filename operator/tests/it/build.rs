@@ -343,3 +343,22 @@ fn claims_follow_the_retention() {
         [("workspace", "mine"), ("journal", "quokka-journal")]
     );
 }
+
+#[test]
+fn only_the_sidecar_is_told_of_the_collector() {
+    let mut settings = settings();
+    let shown = |settings: &_| {
+        let pod = build_pod(&valid(&session("")), settings, false);
+        serde_json::to_value(pod.spec.unwrap()).unwrap()
+    };
+    assert!(!shown(&settings).to_string().contains("OTEL_"));
+    settings.otlp_endpoint = Some("http://collector.test:4318".into());
+    let spec = shown(&settings);
+    let told = spec
+        .to_string()
+        .matches("OTEL_EXPORTER_OTLP_ENDPOINT")
+        .count();
+    assert_eq!(told, 1);
+    let sidecar = spec["initContainers"].to_string();
+    assert!(sidecar.contains("http://collector.test:4318"), "{sidecar}");
+}

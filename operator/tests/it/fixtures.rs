@@ -46,6 +46,7 @@ pub(crate) fn settings() -> PodSettings {
         image_pull_policy: Some("Never".into()),
         binaries: Binaries::ImageVolume,
         log_level: "warn".into(),
+        otlp_endpoint: None,
         public_keys: r#"{"keys":[]}"#.into(),
         default_resources: DefaultResources::default(),
     }

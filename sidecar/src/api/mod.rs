@@ -17,9 +17,11 @@ use axum::{
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
+use bootstrap::trace::{Kind, Parent, Span};
 use contract::{Cursor, ErrorCode, SessionId};
 use error::ApiError;
 use http::{HeaderMap, HeaderValue, Method};
+use opentelemetry::KeyValue;
 use std::{sync::Arc, time::Instant};
 use tracing::{Instrument, field};
 use utoipa::OpenApi;
@@ -131,9 +133,40 @@ async fn to_its_end(request: Request, next: Next) -> Response {
     })
 }
 
+/// The span of the request, as a `traceparent` for what it begins; `None`: traces are off.
+#[derive(Clone, Debug)]
+struct TraceParent(Option<String>);
+
+/// The span of a request that changes something, within the caller's trace. A malformed or repeated
+/// header begins a trace of its own.
+fn request_span(app: &App, request: &Request, route: &str) -> Span {
+    let headers = request.headers();
+    if *request.method() == Method::GET {
+        return Span::default();
+    }
+    let mut given = headers.get_all("traceparent").iter();
+    let parent = match (given.next(), given.next()) {
+        (Some(value), None) => value.to_str().ok().and_then(Parent::parse),
+        _ => None,
+    };
+    let method = request.method().as_str();
+    app.calls.traces().begin(
+        || format!("{method} {route}"),
+        Kind::Server,
+        parent,
+        None,
+        || {
+            vec![
+                KeyValue::new("http.request.method", method.to_owned()),
+                KeyValue::new("http.route", route.to_owned()),
+            ]
+        },
+    )
+}
+
 /// Takes the caller's request id if it is a short plain one, else makes one. Every log line of the
 /// request has it; so has the line that says how it was answered.
-async fn request_id(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+async fn request_id(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let given = request
         .headers()
         .get(REQUEST_ID)
@@ -150,10 +183,23 @@ async fn request_id(State(app): State<Arc<App>>, request: Request, next: Next) -
         .map_or("-", MatchedPath::as_str)
         .to_owned();
     let span = tracing::info_span!("request", request_id = id, session_id = field::Empty);
+    let mut trace = request_span(&app, &request, &route);
+    let parent = trace.parent().map(|parent| parent.header());
+    request.extensions_mut().insert(TraceParent(parent));
     let began = Instant::now();
     let mut response = { next.run(request).instrument(span.clone()).await };
     let status = response.status();
     app.metrics.answered(&method, status);
+    trace.set(|| {
+        vec![KeyValue::new(
+            "http.response.status_code",
+            i64::from(status.as_u16()),
+        )]
+    });
+    if status.is_server_error() {
+        trace.failed("5xx");
+    }
+    drop(trace);
     span.in_scope(|| {
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let status = status.as_u16();

@@ -24,6 +24,7 @@ use std::sync::Arc;
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(trace): Extension<super::TraceParent>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<(StatusCode, Json<Session>), ApiError> {
@@ -39,6 +40,7 @@ pub(super) async fn create(
         prompt: create.prompt,
         author: caller.subject,
         idempotency,
+        trace: trace.0,
     };
     let id = create.session_id.clone();
     let wanted = request.idempotency.clone();
@@ -74,6 +76,7 @@ pub(super) async fn create(
 pub(super) async fn turn(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(trace): Extension<super::TraceParent>,
     InPath(id): InPath<String>,
     headers: HeaderMap,
     body: Body,
@@ -99,6 +102,7 @@ pub(super) async fn turn(
         prompt: create.prompt,
         author: caller.subject,
         idempotency,
+        trace: trace.0,
     };
     let wanted = request.idempotency.clone();
     if let Err(error) = app.create_turn(&session, request).await {

@@ -6,7 +6,7 @@ use super::{
     content::Content,
     ledger::{Entry, Exhausted, Ledger},
     meter::{Meter, Shape},
-    observe::{Metrics, Observation, Observer, Outcome, What},
+    observe::{self, Metrics, Observation, Observer, Outcome, What},
     refusal::Refusal,
     target::{Api, Target},
 };
@@ -243,6 +243,16 @@ impl Call {
         let took = self.started.elapsed();
         let metrics = &self.shared.metrics;
         metrics.count_call(api, self.outcome, took, &counted);
+        self.shared.observer.ended(&observe::Ended {
+            session: self.who.opencode_session.as_deref(),
+            provider: self.api.vendor(),
+            model: self.who.model.as_deref(),
+            input_tokens: counted.input_tokens,
+            output_tokens: counted.output_tokens,
+            status: self.status,
+            outcome,
+            started: self.started,
+        });
         let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         tracing::info!(
             api,

@@ -39,6 +39,28 @@ pub(crate) enum What {
 /// Is told of model calls. Must not block: it is called between chunks.
 pub(crate) trait Observer: Send + Sync {
     fn observe(&self, observation: Observation);
+
+    /// A call ended, however it did.
+    fn ended(&self, _call: &Ended<'_>) {}
+}
+
+/// A call that ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ended<'a> {
+    /// OpenCode's session, as the call named it: untrusted.
+    pub(crate) session: Option<&'a str>,
+    /// Whose way of calling it was, see [`Api::vendor`].
+    pub(crate) provider: &'static str,
+    /// `None`: it did not come so far.
+    pub(crate) model: Option<&'a str>,
+    /// Tokens sent, cached ones included; 0: the call counted for nothing.
+    pub(crate) input_tokens: u64,
+    pub(crate) output_tokens: u64,
+    /// Of the answer; 0: none came.
+    pub(crate) status: u16,
+    /// Of a fixed list, see [`Outcome`].
+    pub(crate) outcome: &'static str,
+    pub(crate) started: std::time::Instant,
 }
 
 /// Bounded: what does not fit is dropped, calls never wait for readers.

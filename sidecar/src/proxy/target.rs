@@ -73,7 +73,7 @@ impl Api {
     }
 
     /// As users write it.
-    fn vendor(self) -> &'static str {
+    pub(super) fn vendor(self) -> &'static str {
         match self {
             Self::Responses => "openai",
             Self::Messages => "anthropic",

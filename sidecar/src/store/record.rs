@@ -61,6 +61,9 @@ pub(crate) struct TurnNote {
     /// Who asked, from the token.
     pub author: String,
     pub idempotency: Option<Idempotency>,
+    /// `traceparent` of the request that brought it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trace: Option<String>,
 }
 
 /// A request that may come twice.

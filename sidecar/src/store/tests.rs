@@ -150,6 +150,7 @@ pub(super) fn turn(number: u32) -> NewTurn {
             message_id: format!("msg_{number}"),
             prompt: "dig".into(),
             author: "badger".into(),
+            trace: None,
             idempotency: None,
         },
         target: Arc::new(Target::resolve(&PodConfig::default(), Some(&model())).unwrap()),

@@ -97,6 +97,7 @@ impl Drive {
             }
         }
         self.app.metrics.turn_waited(self.began.elapsed());
+        self.spans.delivered();
         self.delivered = true;
         self.session.state().delivered = true;
         self.session.note(Note::Delivered { turn: self.number })?;
@@ -216,6 +217,7 @@ impl Drive {
             && self.map.owns(id)
         {
             self.app.bindings.bind_child(id, self.oc_session());
+            self.spans.bind(id);
         }
         let root = event.session.as_deref() == Some(self.oc_session());
         Ok(root
@@ -274,6 +276,7 @@ impl Drive {
                         self.emit(mapped).await?;
                         if self.map.owns(&child.id) {
                             self.app.bindings.bind_child(&child.id, self.oc_session());
+                            self.spans.bind(&child.id);
                             agent.router().add_child(&child.id, self.oc_session());
                             queue.push(child.id);
                         }

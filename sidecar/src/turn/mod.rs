@@ -11,6 +11,7 @@ use crate::{
     agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
     app::App,
     proxy::{Target, TurnLink},
+    spans::TurnSpans,
     store::session::{JournalError, Running, Session, now},
     watchdog::{Cause, Finding, turn::TurnWatch},
 };
@@ -31,6 +32,7 @@ const SETTLE_BOUND: Duration = Duration::from_secs(3);
 
 /// A turn to run.
 pub(crate) struct Turn {
+    pub spans: TurnSpans,
     pub session: Arc<Session>,
     pub number: u32,
     pub message_id: String,
@@ -93,6 +95,7 @@ struct Drive {
     process: Option<u64>,
     /// When this process took it up.
     began: Instant,
+    spans: TurnSpans,
 }
 
 /// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
@@ -108,6 +111,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         running,
         delivered,
         events,
+        spans,
     } = turn;
     let oc_session = session.created.opencode_session.clone();
     let link = TurnLink::new(session.id().as_str(), number, author);
@@ -140,6 +144,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         heard: delivered || resumed,
         process: None,
         began: Instant::now(),
+        spans,
     };
     let started = drive.began;
     let end = tokio::select! {
@@ -207,6 +212,7 @@ impl Drive {
         let now = Instant::now();
         for said in &mapped {
             self.watch.note(&said.agent, &said.body, now);
+            self.spans.event(&said.body);
         }
         self.session
             .emit(self.number, mapped.into_iter().map(|m| (m.agent, m.body)))
@@ -330,7 +336,7 @@ impl Drive {
     }
 
     /// Appends the last event and waits until it is durable.
-    async fn record(&self, end: End, running: &Running) {
+    async fn record(&mut self, end: End, running: &Running) {
         let body = match end {
             End::Complete(complete) => EventBody::Complete(complete),
             End::Failed(error) => EventBody::Error(error),
@@ -340,6 +346,7 @@ impl Drive {
         };
         let name = body.name();
         self.app.metrics.turn_ended(&body, self.began.elapsed());
+        self.spans.end(&body);
         let event = Event {
             turn: self.number,
             ts: now(),

@@ -28,6 +28,8 @@ pub struct PodSettings {
     pub binaries: Binaries,
     /// Level of the sidecar's and runner's logs.
     pub log_level: String,
+    /// Where the sidecar sends its traces.
+    pub otlp_endpoint: Option<String>,
     /// JSON of [`contract::token::KeySet`].
     pub public_keys: String,
     /// Resources of a container whose session names none.

@@ -227,6 +227,9 @@ fn sidecar(
         env("JOURNAL_DIR", JOURNAL_DIR),
         env("RUNNER_SOCKET", &socket),
     ];
+    if let Some(endpoint) = &settings.otlp_endpoint {
+        variables.push(env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint));
+    }
     let journal = match &validated.workspace {
         WorkspaceVolume::Own { .. } => "workspace",
         WorkspaceVolume::Existing { .. } => "journal",
