@@ -12,4 +12,5 @@ export RUNNER_BIN=$CARGO_TARGET_DIR/debug/opencode-runner
 if [ -n "${LONG:-}" ]; then
   export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
-cargo test --locked --workspace --exclude tests -- "$@"
+# All of them: one failure is not to hide another.
+cargo test --locked --no-fail-fast --workspace --exclude tests -- "$@"

@@ -96,12 +96,13 @@ impl Double {
     }
 }
 
+/// Short, and far longer than a busy machine keeps a test waiting.
 fn bounds() -> Bounds {
     Bounds {
-        quick: Duration::from_millis(300),
-        slow: Duration::from_millis(300),
-        silence: Duration::from_millis(300),
-        line: Duration::from_millis(900),
+        quick: Duration::from_secs(1),
+        slow: Duration::from_secs(1),
+        silence: Duration::from_secs(1),
+        line: Duration::from_secs(3),
     }
 }
 
