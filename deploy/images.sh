@@ -15,6 +15,9 @@ ALL="operator sidecar runner opencode agent scripted-model"
 PREFIX=localhost/opencode-operator
 TAG=dev
 PROFILE=release
+WEAKENED=''
+# Stands in every binary that was built to be weak (features "weakened").
+WEAKENED_MARK='WEAKENED for the leak suite'
 BIN_DIR=''
 WORK=$CACHE/images
 # The agent image's packages. A change makes a new base.
@@ -36,6 +39,7 @@ options:
   --tag TAG        default: $TAG
   --profile NAME   cargo profile of the binaries, default: $PROFILE
   --bin-dir DIR    take the Rust binaries from DIR instead of running cargo
+  --weakened       sidecar and runner without their protections, tagged TAG-weakened: for the leak suite, never for use
 environment: CARGO_TARGET_DIR, REGISTRY (push), OPENCODE_OPERATOR_CACHE (now: $CACHE)
 X
   exit 2
@@ -70,13 +74,14 @@ build_rust() {
   timed "compile the images' binaries ($PROFILE)" "$CACHE/log/cargo.log" "see the compiler's messages in the log" cargo_static || exit 1
 }
 cargo_static() {
-  local triple
+  local triple features=()
+  if [ -n "$WEAKENED" ]; then features=(--features sidecar/weakened --features runner/weakened); fi
   # Static, for images without a libc. Set for the target only: proc macros and build scripts stay as they are. With --target,
   # cargo keeps these builds in a folder of their own and those of 'cargo test' stay valid.
   triple=$(printf '%s' "$TRIPLE" | tr 'a-z-' 'A-Z_')
   cd "$ROOT" && env "CARGO_TARGET_${triple}_RUSTFLAGS=-C target-feature=+crt-static" \
     cargo build --locked --profile "$PROFILE" --target "$TRIPLE" --bins \
-    -p operator -p sidecar -p runner -p scripted-model
+    -p operator -p sidecar -p runner -p scripted-model ${features[@]+"${features[@]}"}
 }
 
 # The OpenCode binary, by the hash that the repository vouches for. Prints its path.
@@ -199,6 +204,7 @@ stage() {
   for binary in $(rust_binaries_of "$target"); do
     [ -x "$BIN_DIR/$binary" ] || fail "there is no $BIN_DIR/$binary." "Its package has to have a binary of this name."
     if file_is_dynamic "$BIN_DIR/$binary"; then fail "$BIN_DIR/$binary is not static: it would not start in an image without a libc."; fi
+    check_strength "$BIN_DIR/$binary"
     cp "$BIN_DIR/$binary" "$context/$binary"
     # Symbols are for those who debug, not for every node that pulls.
     strip "$context/$binary" 2>/dev/null || true
@@ -208,6 +214,15 @@ stage() {
     operator | sidecar) install -m 644 /etc/ssl/certs/ca-certificates.crt "$context/" ;;
     opencode) ln "$OPENCODE" "$context/opencode" 2>/dev/null || cp "$OPENCODE" "$context/opencode" ;;
   esac
+}
+# An image holds a weakened binary if, and only if, it was asked for: its tag says so.
+check_strength() {
+  local weak=''
+  if LC_ALL=C grep -aqF "$WEAKENED_MARK" "$1"; then weak=1; fi
+  if [ -n "$weak" ] && [ -z "$WEAKENED" ]; then
+    fail "$1 was built without its protections (feature \"weakened\")." "Build it anew: deploy/images.sh build"
+  fi
+  if [ -z "$weak" ] && [ -n "$WEAKENED" ]; then fail "$1 is not weakened: the leak suite would prove nothing with it."; fi
 }
 # A program header of type INTERP names the loader of a dynamic binary.
 file_is_dynamic() { LC_ALL=C grep -aqE '/lib(64)?/ld-(linux|musl)[a-z0-9_-]*\.so' <(head -c 8192 "$1"); }
@@ -315,11 +330,21 @@ main() {
       --tag) TAG=${2:?}; shift ;;
       --profile) PROFILE=${2:?}; shift ;;
       --bin-dir) BIN_DIR=$(realpath "${2:?}"); shift ;;
+      --weakened) WEAKENED=1 ;;
       -*) usage ;;
       *) case " $ALL " in *" $1 "*) TARGETS+=("$1") ;; *) fail "no such image: $1" "There are: $ALL" ;; esac ;;
     esac
     shift
   done
+  if [ -n "$WEAKENED" ]; then
+    TAG+=-weakened
+    [ ${#TARGETS[@]} -gt 0 ] || TARGETS=(sidecar runner)
+    case $command in build | load) ;; *) fail "weakened images are only built and loaded." ;; esac
+    local target
+    for target in "${TARGETS[@]}"; do
+      case $target in sidecar | runner) ;; *) fail "there is no weakened $target." ;; esac
+    done
+  fi
   # shellcheck disable=SC2206 # a list of names
   [ ${#TARGETS[@]} -gt 0 ] || TARGETS=($ALL)
   case $command in

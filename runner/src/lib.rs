@@ -43,6 +43,12 @@ pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// How long ending a restore that the last runner did not may hold up the start.
 const RECOVER_LIMIT: Duration = Duration::from_secs(60);
+
+/// Stands in every binary built for the leak suite, in which tools may do what the agent's user may, and in no
+/// other: `deploy/images.sh` looks for it.
+#[cfg(feature = "weakened")]
+const WEAKENED: &str = "opencode-operator: runner WEAKENED for the leak suite";
+
 /// What stopping may take beyond the grace of OpenCode; then the runner exits whatever is left.
 const STOP_MARGIN: Duration = Duration::from_secs(5);
 
@@ -62,6 +68,8 @@ pub async fn run(config: Config) -> std::io::Result<()> {
         .await
         .map_err(std::io::Error::other)?;
 
+    #[cfg(feature = "weakened")]
+    log::warn(WEAKENED, &[]);
     let closing = CancellationToken::new();
     let tasks = TaskTracker::new();
     let reaper = reaper::Reaper::start(&tasks, closing.clone())?;

@@ -32,6 +32,10 @@ const PAUSE_MAX: Duration = Duration::from_millis(50);
 /// Ends after 10 seconds at the latest, with a warning if some are left (a process in an
 /// uninterruptible system call cannot be killed by anybody).
 pub async fn sweep(reaper: &Reaper, keep: Option<Pid>) -> u32 {
+    if cfg!(feature = "weakened") {
+        reaper.collect();
+        return 0;
+    }
     let own = getpid().as_raw_nonzero().get();
     let keep = keep.map(|pid| Keep {
         pid: pid.as_raw_nonzero().get(),

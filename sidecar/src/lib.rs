@@ -28,6 +28,8 @@ mod store;
 mod summary;
 mod turn;
 mod watchdog;
+#[cfg(feature = "weakened")]
+mod weakened;
 
 pub use api::openapi_json;
 pub use audit::main as audit;

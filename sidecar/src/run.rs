@@ -225,8 +225,22 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
             }
         }
     });
-    let proxy_task = tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone()));
-    let egress_task = tokio::spawn(egress::serve(egress_listener, egress, last.clone()));
+    #[cfg(not(feature = "weakened"))]
+    let (proxy_task, egress_task) = (
+        tokio::spawn(proxy::serve(proxy_listener, proxy.router(), last.clone())),
+        tokio::spawn(egress::serve(egress_listener, egress, last.clone())),
+    );
+    #[cfg(feature = "weakened")]
+    let (proxy_task, egress_task) = {
+        // Built as ever, so that everything else is what it is in the real one.
+        drop((proxy.router(), proxy::serve, egress, egress::serve));
+        crate::weakened::announce(&app.config, &app.keys, &app.settings.provider_keys_dir);
+        let naive = |listener| {
+            let (config, keys) = (app.config.clone(), app.keys.clone());
+            tokio::spawn(crate::weakened::serve(listener, config, keys, last.clone()))
+        };
+        (naive(proxy_listener), naive(egress_listener))
+    };
     let api_task = tokio::spawn(serve::serve(
         api_listener,
         api::router(Arc::clone(&app)),
@@ -297,9 +311,11 @@ async fn wait(
 }
 
 async fn bind(host: std::net::IpAddr, port: u16) -> Result<TcpListener, RunError> {
-    TcpListener::bind((host, port))
-        .await
-        .map_err(|source| RunError::Port { port, source })
+    #[cfg(feature = "weakened")]
+    let bound = crate::weakened::bind(host, port);
+    #[cfg(not(feature = "weakened"))]
+    let bound = TcpListener::bind((host, port)).await;
+    bound.map_err(|source| RunError::Port { port, source })
 }
 
 fn make_dir(path: &Path) -> Result<(), RunError> {

@@ -57,6 +57,10 @@ pub struct Settings {
     /// The agent's HOME, as the agent sees it.
     #[arg(long, env = "AGENT_HOME", default_value = pod::HOME_DIR)]
     pub agent_home: String,
+    /// A key on the command line, where everybody reads it.
+    #[cfg(feature = "weakened")]
+    #[arg(long, hide = true)]
+    pub weakened_key: Option<String>,
     /// PEM bundle of more certificate authorities for model calls.
     #[arg(long, env = "EXTRA_CA_FILE")]
     pub extra_ca_file: Option<PathBuf>,
