@@ -46,3 +46,8 @@ where
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
+
+/// A figure of a test's, for those who read its log.
+pub fn figure(text: &str) {
+    eprintln!("FIGURE {text}");
+}

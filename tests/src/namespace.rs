@@ -74,7 +74,7 @@ where
             .expect("KUBECONFIG names a cluster: run `make test`, or `eval \"$(deploy/local/cluster.sh env)\"` first");
         let random = uuid::Uuid::new_v4().simple().to_string();
         let namespace = Namespace { name: format!("e2e-{name}-{}", &random[..6]), client };
-        namespace.create().await;
+        namespace.create("restricted", None).await;
         let result = AssertUnwindSafe(test(namespace.clone())).catch_unwind().await;
         if let Err(panic) = result {
             namespace.dump().await;
@@ -86,9 +86,34 @@ where
 }
 
 impl Namespace {
-    async fn create(&self) {
+    /// Another one, which goes with this one. `level`: its Pod Security.
+    pub async fn beside(&self, suffix: &str, level: &str) -> Self {
+        let other = Self {
+            name: format!("{}-{suffix}", self.name),
+            client: self.client.clone(),
+        };
+        other.create(level, Some(self)).await;
+        other
+    }
+
+    /// Its UID.
+    pub async fn uid(&self) -> String {
+        let api = Api::<KubeNamespace>::all(self.client.clone());
+        let this = api.get(&self.name).await.expect("the namespace is there");
+        this.metadata.uid.expect("objects have a UID")
+    }
+
+    async fn create(&self, level: &str, owner: Option<&Self>) {
+        let mut owners = Vec::new();
+        if let Some(owner) = owner {
+            owners.push(json!({"apiVersion": "v1", "kind": "Namespace", "name": owner.name, "uid": owner.uid().await}));
+        }
         let body: KubeNamespace = serde_json::from_value(json!({
-            "metadata": {"name": self.name, "labels": {"pod-security.kubernetes.io/enforce": "restricted"}}
+            "metadata": {
+                "name": self.name,
+                "labels": {"pod-security.kubernetes.io/enforce": level},
+                "ownerReferences": owners,
+            }
         }))
         .expect("a namespace");
         Api::<KubeNamespace>::all(self.client.clone())
@@ -134,7 +159,8 @@ impl Namespace {
         self.kubectl(&["apply", "-f", "-"], &yaml.to_string()).await;
     }
 
-    async fn dump(&self) {
+    /// Shows what is in it on standard error.
+    pub async fn dump(&self) {
         let show: [&[&str]; 4] = [
             &["get", "opencodesessions", "-o", "yaml"],
             &["get", "pods,pvc", "-o", "wide"],

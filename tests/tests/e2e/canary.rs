@@ -1,7 +1,7 @@
 //! A key that no search of the agent's side may find, while model calls with it succeed; and the same search where it can be found.
 
 mod hiding;
-mod search;
+pub(crate) mod search;
 
 use contract::{EventBody, SessionId, event::TurnError};
 use search::{Needles, Report};

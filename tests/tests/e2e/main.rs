@@ -3,6 +3,7 @@
 mod bad_day;
 mod canary;
 mod egress;
+mod leaks;
 mod lifecycle;
 mod limits;
 mod path;

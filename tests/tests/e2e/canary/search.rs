@@ -5,25 +5,25 @@ use tests::Namespace;
 const SEARCH: &str = include_str!("search.pl");
 
 /// A key and the forms in which it may be hidden.
-pub(super) struct Needles {
+pub(crate) struct Needles {
     key: String,
 }
 
 impl Needles {
     /// A new one.
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             key: format!("sk-canary-{}", uuid::Uuid::new_v4().simple()),
         }
     }
 
     /// The key itself.
-    pub(super) fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         &self.key
     }
 
     /// The key, its hex form, backwards, and base64 at each of its three alignments (without the ends that depend on what stands beside it).
-    pub(super) fn forms(&self) -> Vec<String> {
+    pub(crate) fn forms(&self) -> Vec<String> {
         let bytes = self.key.as_bytes();
         let hex = bytes.iter().map(|b| format!("{b:02x}")).collect();
         let mut forms = vec![self.key.clone(), hex, self.key.chars().rev().collect()];
@@ -37,7 +37,7 @@ impl Needles {
     }
 
     /// Whether a text holds one.
-    pub(super) fn in_text(&self, text: &str) -> bool {
+    pub(crate) fn in_text(&self, text: &str) -> bool {
         self.forms().iter().any(|form| text.contains(form.as_str()))
     }
 
@@ -59,7 +59,8 @@ impl Needles {
     }
 }
 
-fn base64(bytes: &[u8]) -> String {
+/// Base64 of as many bytes as fill whole groups of three.
+pub(crate) fn base64(bytes: &[u8]) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for three in bytes.chunks_exact(3) {
