@@ -58,6 +58,24 @@ pub struct Checkpoint {
     pub skipped_count: u64,
 }
 
+/// What a checkpoint's event in its session says (`detail` of `status` `checkpoint`). Neither `checkpoint_id`
+/// nor `failed`: it is still being taken, and will be in `GET /checkpoints`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointDetail {
+    /// Which.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_id: Option<String>,
+    /// As in [`Checkpoint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// As in [`Checkpoint`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub mixed: bool,
+    /// Why there is none: a code as of the same request to `POST /checkpoints`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<crate::ErrorCode>,
+}
+
 /// Something that is not part of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -81,7 +99,7 @@ pub struct CheckpointList {
     pub last_error: Option<String>,
 }
 
-/// `GET /checkpoints/{a}/diff/{b}`.
+/// `GET /checkpoints/{from}/diff/{to}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct CheckpointDiff {
@@ -140,7 +158,7 @@ pub struct Restored {
 pub struct Fork {
     /// Of the new session; never used before.
     pub session_id: SessionId,
-    /// Its first turn.
+    /// Its first turn. Before it come the turns that the checkpoint's session had by then.
     pub prompt: String,
     /// Its model; absent: the pod's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,6 +3,10 @@
 //! No call retries by itself. Streams are pulled: dropping one closes its connection; resume with
 //! the last cursor.
 
+mod checkpoints;
+
+pub use checkpoints::CHECKPOINT_TIMEOUT;
+
 use crate::{
     Cursor, ErrorBody, SessionId,
     approval::{Answer, ApprovalList},

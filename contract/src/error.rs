@@ -90,6 +90,8 @@ codes! {
     SessionNotFound = "session_not_found" 404,
     /// No such approval, or it was answered before.
     ApprovalNotFound = "approval_not_found" 404,
+    /// No such checkpoint: it never was, or it was forgotten for newer ones.
+    CheckpointNotFound = "checkpoint_not_found" 404,
     /// The path exists, the method does not.
     MethodNotAllowed = "method_not_allowed" 405,
     /// A session with this id exists or existed: ids are never used again.
@@ -100,18 +102,30 @@ codes! {
     KeyRequired = "key_required" 409,
     /// The same Idempotency-Key came with another body.
     IdempotencyMismatch = "idempotency_mismatch" 409,
+    /// `spec.checkpoints.mode` is `off`.
+    CheckpointsOff = "checkpoints_off" 409,
+    /// The store of checkpoints lacks something, or it was tampered with.
+    CheckpointDamaged = "checkpoint_damaged" 409,
+    /// Something in the workspace is in the way.
+    CheckpointBlocked = "checkpoint_blocked" 409,
     /// The body is larger than allowed.
     PayloadTooLarge = "payload_too_large" 413,
+    /// More bytes or files than a checkpoint, or what is made of it, may have.
+    CheckpointTooLarge = "checkpoint_too_large" 413,
     /// The body is not `application/json`.
     UnsupportedMediaType = "unsupported_media_type" 415,
     /// As many turns run as are allowed; Retry-After says when to try again.
     TooManySessions = "too_many_sessions" 503,
     /// The journal cannot be written: the volume is full or broken.
     JournalUnavailable = "journal_unavailable" 503,
+    /// The checkpoint, or what was to be done with it, failed for now.
+    CheckpointFailed = "checkpoint_failed" 503,
     /// OpenCode does not answer yet.
     AgentUnavailable = "agent_unavailable" 503,
     /// The sidecar is stopping.
     ShuttingDown = "shutting_down" 503,
+    /// The session's volume is full, or nearly.
+    VolumeFull = "volume_full" 507,
     /// A fault of ours; the log has it under the same x-request-id.
     Internal = "internal" 500,
 }

@@ -188,6 +188,9 @@ pub enum StatusKind {
     AgentRestarted,
     /// The watchdog saw something that hangs or loops, or memory run low; `detail` has its `cause`.
     Watchdog,
+    /// The workspace was kept as it is after the turn, or could not be: `progress` says so, `detail` is a
+    /// [`CheckpointDetail`](crate::checkpoint::CheckpointDetail).
+    Checkpoint,
     /// The turn was cancelled: its last event.
     Cancelled,
 }

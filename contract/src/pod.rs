@@ -5,9 +5,11 @@
 //! API volume and renews them without a restart. No secret is ever part of either.
 
 mod approvals;
+mod checkpoints;
 mod watchdog;
 
 pub use approvals::{Approvals, OnTimeout, PolicyRule};
+pub use checkpoints::{CheckpointMode, Checkpoints};
 pub use watchdog::Watchdog;
 
 use crate::spend::{Budget, Price};
@@ -88,6 +90,9 @@ pub struct PodConfig {
     pub tools: Vec<ToolRule>,
     /// Who decides when a tool wants to run.
     pub approvals: Approvals,
+    /// When the workspace is kept.
+    #[serde(skip_serializing_if = "Checkpoints::is_default")]
+    pub checkpoints: Checkpoints,
     /// MCP servers that OpenCode connects to.
     pub mcp_servers: Vec<McpServer>,
     /// Bounds.

@@ -70,6 +70,22 @@ pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// A share of a volume.
+pub(crate) fn store_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 20,
+        "pattern": r"^[0-9]+(\.[0-9]{1,3})?([kMGTP]|[KMGTP]i)?$",
+        "x-kubernetes-validations": [
+            {
+                "rule": "quantity(self).compareTo(quantity('1Mi')) >= 0 && quantity(self).compareTo(quantity('64Ti')) <= 0",
+                "message": "must lie between 1Mi and 64Ti; write it as in 2Gi",
+            },
+        ],
+    })
+}
+
 /// The size of a volume.
 pub(crate) fn volume_size(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -84,6 +84,7 @@ impl Doing {
                 | StatusKind::Todo
                 | StatusKind::SubAgent
                 | StatusKind::Watchdog
+                | StatusKind::Checkpoint
                 | StatusKind::Cancelled => {}
             },
             EventBody::Error(error) => self.error = Some(quote(&error.error)),
@@ -120,6 +121,8 @@ pub(crate) struct Facts {
     pub unsupported: Option<String>,
     /// Oldest first.
     pub approvals: Vec<Approval>,
+    /// Why a turn that begins may not work on the workspace now.
+    pub workspace: Option<&'static str>,
 }
 
 /// The sentence, at this time.
@@ -174,7 +177,8 @@ fn waiting(facts: &Facts, now: Option<Timestamp>) -> Option<String> {
         return Some(format!("Waiting for {key}: it is absent or empty."));
     }
     if facts.agent_ready {
-        return None;
+        let held = facts.workspace.filter(|_| !facts.delivered);
+        return held.map(|why| format!("Waiting for the workspace: {why}."));
     }
     if let Some(why) = &facts.unsupported {
         let why = quote(why);

@@ -3,6 +3,7 @@
 use crate::{
     activity::{self, Facts},
     agent::supervisor::Agent,
+    checkpoints::{Keeper, gate::Held},
     config::Config,
     egress::Refused,
     keys::ProviderKeys,
@@ -34,6 +35,7 @@ pub(crate) struct App {
     pub config: Config,
     pub keys: ProviderKeys,
     pub store: Store,
+    pub checkpoints: Keeper,
     pub agent: Agent,
     pub bindings: Bindings,
     pub ledger: Arc<Ledger>,
@@ -59,6 +61,15 @@ pub(crate) struct TurnRequest {
     pub idempotency: Option<Idempotency>,
     /// `traceparent` of the request.
     pub trace: Option<String>,
+}
+
+/// A request for a session.
+pub(crate) struct NewSession {
+    pub id: SessionId,
+    pub model_config: Option<ModelConfig>,
+    pub system_prompt: Option<String>,
+    /// OpenCode's session to go on with, of which nobody else knows.
+    pub conversation: Option<String>,
 }
 
 /// Why a session or turn was not begun.
@@ -98,6 +109,10 @@ impl App {
 
     fn facts(&self, session: &Session) -> Facts {
         let agent = self.agent.state().borrow().clone();
+        let workspace = self.checkpoints.gate.held().map(|held| match held {
+            Held::Taking => "a checkpoint of it is being taken",
+            Held::Restoring => "it is being brought back to a checkpoint",
+        });
         let journal = match &*self.store.health().borrow() {
             Health::Ok => None,
             Health::Full => Some("the volume is full"),
@@ -117,6 +132,7 @@ impl App {
                 agent_message: agent.message,
                 unsupported: agent.unsupported,
                 approvals,
+                workspace,
             };
             (state.target.clone(), facts)
         };
@@ -140,14 +156,24 @@ impl App {
         self.config.pod().limits.max_concurrent_sessions
     }
 
+    /// Whether a session could be begun with this model.
+    pub(crate) fn check_model(&self, model: Option<&ModelConfig>) -> Result<(), StartError> {
+        let target = Target::resolve(&self.config.pod(), model);
+        target.map(drop).map_err(StartError::Model)
+    }
+
     /// Records a session with its first turn and starts it.
     pub(crate) async fn create_session(
         self: &Arc<Self>,
-        id: SessionId,
-        model_config: Option<ModelConfig>,
-        system_prompt: Option<String>,
+        new: NewSession,
         request: TurnRequest,
     ) -> Result<Arc<Session>, StartError> {
+        let NewSession {
+            id,
+            model_config,
+            system_prompt,
+            conversation,
+        } = new;
         let target = Target::resolve(&self.config.pod(), model_config.as_ref())
             .map_err(StartError::Model)?;
         let target = Arc::new(target);
@@ -157,7 +183,7 @@ impl App {
         let created = Created {
             session_id: id,
             at: now(),
-            opencode_session: crate::agent::ids::session_id(),
+            opencode_session: conversation.unwrap_or_else(crate::agent::ids::session_id),
             own_key: request_key.is_some(),
             model_config: model_config.map(|model| ModelConfig {
                 api_key: None,
@@ -372,7 +398,13 @@ impl App {
             idempotency: None,
             trace: None,
         };
-        match self.create_session(id.clone(), None, None, request).await {
+        let new = NewSession {
+            id: id.clone(),
+            model_config: None,
+            system_prompt: None,
+            conversation: None,
+        };
+        match self.create_session(new, request).await {
             Ok(_) => tracing::info!(session_id = %id, "started the pod's prompt"),
             Err(StartError::Begin(BeginError::Exists)) => {}
             Err(error) => {

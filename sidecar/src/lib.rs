@@ -10,6 +10,7 @@ mod api;
 mod app;
 mod audit;
 mod auth;
+mod checkpoints;
 pub(crate) mod config;
 mod egress;
 #[doc(hidden)]

@@ -8,6 +8,7 @@ use crate::{
     api,
     app::App,
     audit::{Audit, Bounds},
+    checkpoints::{self, Keeper},
     config::{Config, ConfigError},
     egress::{self, Egress},
     keys::ProviderKeys,
@@ -194,11 +195,14 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
     let options = AgentOptions::new(&settings, password, launch, patience, metrics.watch.clone());
     let (agent, agent_task) = Agent::spawn(options, last.clone());
     agent.router().bind_children(bindings.clone());
+    let checkpoints = Keeper::new();
+    metrics.register(|registry| checkpoints.metrics.register(registry));
     let app = Arc::new(App {
         settings,
         config,
         keys,
         store,
+        checkpoints,
         agent,
         bindings,
         ledger: Arc::clone(&ledger),
@@ -210,6 +214,7 @@ pub async fn run(mut settings: Settings) -> Result<(), RunError> {
         summary: OnceLock::new(),
         news: watch::Sender::new(()),
     });
+    checkpoints::recover(&app);
     app.take_up(unfinished);
     // Set exactly once, here.
     let _ = app.summary.set(summary::spawn(&app));

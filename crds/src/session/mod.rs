@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod approvals;
+pub mod checkpoints;
 pub mod model;
 pub mod network;
 pub mod status;
@@ -10,6 +11,7 @@ pub mod workspace;
 
 use agent::{Agent, Sidecar};
 use approvals::Approvals;
+use checkpoints::Checkpoints;
 use kube::CustomResource;
 use model::{Model, Provider};
 use network::Network;
@@ -158,6 +160,10 @@ pub struct OpenCodeSessionSpec {
     /// Who decides when a tool wants to run.
     #[serde(default)]
     pub approvals: Approvals,
+
+    /// When the workspace is kept, to be compared and restored.
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
 
     /// How the pod reaches the network.
     #[serde(default)]

@@ -221,6 +221,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
         journal,
         agent,
         approvals,
+        checkpoints,
         network,
         sidecar,
         limits,
@@ -287,6 +288,7 @@ pub fn validate(identity: &Identity, session: &OpenCodeSession) -> Result<Valida
             .collect::<Result<_, _>>()?,
         tools: tools.iter().map(tool).collect(),
         approvals: guard::approvals(approvals)?,
+        checkpoints: guard::checkpoints(checkpoints)?,
         mcp_servers: mcp_servers
             .iter()
             .map(|agent::McpServer { name, url }| McpServer {

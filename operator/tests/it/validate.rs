@@ -1,7 +1,7 @@
 //! What the schema lets through, or let through when the object was made.
 
 use crate::fixtures::{MINIMAL, identity, session, valid};
-use contract::pod::{OnTimeout, ProviderKind, ToolAction};
+use contract::pod::{CheckpointMode, OnTimeout, ProviderKind, ToolAction};
 use operator::session::validate::{Invalid, WorkspaceVolume, validate};
 
 fn reason(yaml: &str) -> &'static str {
@@ -44,6 +44,7 @@ fn every_field_arrives() {
   network: {proxy: {httpProxy: 'http://p.test:1', noProxy: a}, extraCABundle: {configMap: {name: cas}}}
   limits: {maxConcurrentSessions: 2, turnTimeout: 1m30s, watchdog: {toolIdle: 2m, sameCall: 0, recycleAfter: 48h}}
   approvals: {policy: [{tool: bash, pattern: 'rm *', action: deny}, {tool: edit, action: ask}], timeout: 1h, onTimeout: allow}
+  checkpoints: {mode: on-demand, keep: 3, maxSize: 1Gi, includeIgnored: true}
 ",
     ));
     let config = validated.config;
@@ -75,6 +76,10 @@ fn every_field_arrives() {
         (approvals.timeout_seconds, approvals.on_timeout),
         (3600, OnTimeout::Allow)
     );
+    let checkpoints = config.checkpoints;
+    assert_eq!(checkpoints.mode, CheckpointMode::OnDemand);
+    assert_eq!((checkpoints.keep, checkpoints.max_bytes), (3, 1 << 30));
+    assert!(checkpoints.include_ignored);
     assert_eq!(validated.extra_ca.unwrap().key, "ca.crt");
     assert!(!config.prompt_consumed);
 }
@@ -94,6 +99,9 @@ fn mistakes_have_reasons() {
         with("  limits: {watchdog: {silence: 169h}}\n"),
         "OutOfRange"
     );
+    assert_eq!(with("  checkpoints: {keep: 0}\n"), "OutOfRange");
+    assert_eq!(with("  checkpoints: {maxSize: 1k}\n"), "OutOfRange");
+    assert_eq!(with("  checkpoints: {maxSize: lots}\n"), "OutOfRange");
     assert_eq!(with("  limits: {maxConcurrentSessions: 0}\n"), "OutOfRange");
     assert_eq!(with("  workspace: {storage: lots}\n"), "OutOfRange");
     assert_eq!(

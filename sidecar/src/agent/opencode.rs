@@ -119,6 +119,43 @@ impl OpenCode {
         self.repeat(&with(call, &body)).await.map(drop)
     }
 
+    /// Copies a session's conversation, up to and without the message `end`; the copy's id. Asked once:
+    /// each call makes a copy.
+    pub(crate) async fn fork(
+        &self,
+        session: &str,
+        end: Option<&str>,
+    ) -> Result<String, OpenCodeError> {
+        #[derive(Deserialize)]
+        struct Copy {
+            id: String,
+        }
+        let name = "fork session";
+        let body = end.map_or_else(|| json!({}), |end| json!({"messageID": end}));
+        let path = self.in_directory(&session_path(session, "/fork"));
+        let call = self.slow(name, Method::POST, path);
+        let copy: Copy = read(name, &self.inner.http.send(&with(call, &body)).await?)?;
+        let is_id = copy.id.starts_with("ses_")
+            && copy.id.len() <= 64
+            && copy
+                .id
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'_');
+        if is_id && copy.id != session {
+            Ok(copy.id)
+        } else {
+            Err(garbage(name, "it made a session with an id that is none"))
+        }
+    }
+
+    /// Removes a session that nothing runs in, where that is possible.
+    pub(crate) async fn forget_session(&self, id: &str) {
+        let call = self.call("delete session", Method::DELETE, session_path(id, ""));
+        if let Err(error) = self.inner.http.send(&call).await {
+            tracing::debug!(%error, "a session is left behind");
+        }
+    }
+
     /// Whether the session has the message.
     pub(crate) async fn has_message(
         &self,

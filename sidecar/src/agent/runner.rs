@@ -1,6 +1,10 @@
 //! Client of the runner's socket: one request per connection. The runner is untrusted: every line and
 //! every wait is bounded, and a reply of the wrong kind is an error.
 
+mod checkpoints;
+
+pub(crate) use checkpoints::{DiffBounds, RestoredWorkspace};
+
 use contract::runner::{
     Cgroup, Failure, LINE_MAX, Launch, Probe, Reply, Request, State, TOOL_TREES_MAX, ToolTree,
 };

@@ -201,6 +201,11 @@ impl Agent {
         }
     }
 
+    /// For what works on the workspace.
+    pub(crate) fn runner(&self) -> &Runner {
+        &self.runner
+    }
+
     /// Whether the workspace can be written.
     pub(crate) async fn check_workspace(&self) -> Result<(), WorkspaceError> {
         self.runner.check_workspace().await

@@ -5,6 +5,7 @@ use axum::body::Body;
 use contract::{
     ErrorCode, FieldError, SessionId,
     approval::{Answer, Decision},
+    checkpoint::{CreateBranch, Fork},
     session::{CreateSession, CreateTurn, ModelConfig, PROMPT_MAX, Provider},
 };
 use http::{HeaderMap, header::CONTENT_TYPE};
@@ -56,6 +57,23 @@ pub(crate) async fn read(
         Ok(Value::Object(object)) => Ok((object, bytes.to_vec())),
         Ok(_) => Err(field("body", "must be a JSON object")),
         Err(error) => Err(field("body", &format!("is not valid JSON: {error}"))),
+    }
+}
+
+/// For requests that need no body: none, or an empty object.
+pub(crate) async fn none(body: Body) -> Result<(), ApiError> {
+    let read = tokio::time::timeout(BODY_TIME, Limited::new(body, 1024).collect()).await;
+    let bytes = match read {
+        Ok(Ok(collected)) => collected.to_bytes(),
+        Ok(Err(_)) => return Err(field("body", "must be absent or {}")),
+        Err(_) => return Err(field("body", "did not arrive within 30 seconds")),
+    };
+    let empty = bytes.is_empty()
+        || serde_json::from_slice::<Map<String, Value>>(&bytes).is_ok_and(|body| body.is_empty());
+    if empty {
+        Ok(())
+    } else {
+        Err(field("body", "must be absent or {}"))
     }
 }
 
@@ -147,6 +165,28 @@ fn kind(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Object(_) => "an object",
     }
+}
+
+/// `POST /checkpoints/{id}/fork`: what begins a session, and `restore`.
+pub(crate) fn fork(mut object: Map<String, Value>) -> Result<Fork, ApiError> {
+    let restore = match object.remove("restore") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::Bool(restore)) => Ok(Some(restore)),
+        Some(_) => Err(FieldError::new("restore", "must be true or false")),
+    };
+    let (session, restore) = match (create_session(object), restore) {
+        (Ok(session), Ok(restore)) => (session, restore),
+        (Ok(_), Err(wrong)) => return Err(ApiError::invalid(vec![wrong])),
+        (Err(error), Ok(_)) => return Err(error),
+        (Err(error), Err(wrong)) => return Err(error.and(wrong)),
+    };
+    Ok(Fork {
+        session_id: session.session_id,
+        prompt: session.prompt,
+        model_config: session.model_config,
+        system_prompt: session.system_prompt,
+        restore,
+    })
 }
 
 /// `POST /sessions`.
@@ -285,6 +325,18 @@ pub(crate) fn create_turn(object: Map<String, Value>) -> Result<CreateTurn, ApiE
     let wrong = body.done();
     match prompt {
         Some(prompt) if wrong.is_empty() => Ok(CreateTurn { prompt, api_key }),
+        _ => Err(ApiError::invalid(wrong)),
+    }
+}
+
+/// `POST /checkpoints/{id}/branch`.
+pub(crate) fn branch(object: Map<String, Value>) -> Result<CreateBranch, ApiError> {
+    let mut body = Checker::new(object, "");
+    let name = body.required_text("name", 200);
+    let message = body.text("message", 16 * 1024);
+    let wrong = body.done();
+    match name {
+        Some(name) if wrong.is_empty() => Ok(CreateBranch { name, message }),
         _ => Err(ApiError::invalid(wrong)),
     }
 }

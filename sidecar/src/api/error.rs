@@ -46,6 +46,12 @@ impl ApiError {
         }
     }
 
+    /// Names one more wrong field.
+    pub(crate) fn and(mut self, field: FieldError) -> Self {
+        self.fields.push(field);
+        Self::invalid(self.fields)
+    }
+
     pub(crate) fn session_not_found(id: &str) -> Self {
         Self::new(
             ErrorCode::SessionNotFound,

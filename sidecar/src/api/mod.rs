@@ -2,6 +2,7 @@
 
 mod approvals;
 mod body;
+mod checkpoints;
 mod diff;
 mod error;
 mod events;
@@ -54,6 +55,12 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(approvals::list))
         .routes(routes!(approvals::answer))
         .routes(routes!(diff::diff))
+        .routes(routes!(checkpoints::list, checkpoints::take))
+        .routes(routes!(checkpoints::diff))
+        .routes(routes!(checkpoints::patch))
+        .routes(routes!(checkpoints::restore))
+        .routes(routes!(checkpoints::fork))
+        .routes(routes!(checkpoints::branch))
         .routes(routes!(pod::summary))
         .routes(routes!(pod::metrics))
         .routes(routes!(pod::egress))

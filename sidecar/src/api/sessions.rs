@@ -2,7 +2,7 @@
 
 use super::{body, error::ApiError, path::InPath, session as find};
 use crate::{
-    app::{App, StartError, TurnRequest},
+    app::{App, NewSession, StartError, TurnRequest},
     auth::Caller,
     store::{BeginError, record::Idempotency, session},
 };
@@ -46,9 +46,12 @@ pub(super) async fn create(
     let wanted = request.idempotency.clone();
     let started = app
         .create_session(
-            create.session_id,
-            create.model_config,
-            create.system_prompt,
+            NewSession {
+                id: create.session_id,
+                model_config: create.model_config,
+                system_prompt: create.system_prompt,
+                conversation: None,
+            },
             request,
         )
         .await;
@@ -155,7 +158,7 @@ pub(super) async fn cancel(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn going_on(app: &App) -> Result<(), ApiError> {
+pub(super) fn going_on(app: &App) -> Result<(), ApiError> {
     if app.shutdown.is_cancelled() {
         return Err(ApiError::new(
             ErrorCode::ShuttingDown,
@@ -165,7 +168,10 @@ fn going_on(app: &App) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn idempotency(headers: &HeaderMap, body: &[u8]) -> Result<Option<Idempotency>, ApiError> {
+pub(super) fn idempotency(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Option<Idempotency>, ApiError> {
     let Some(value) = headers.get("idempotency-key") else {
         return Ok(None);
     };
@@ -216,7 +222,7 @@ async fn repeated(
 }
 
 /// The same for the request that began a session.
-async fn repeated_session(
+pub(super) async fn repeated_session(
     app: &App,
     id: &SessionId,
     wanted: Option<&Idempotency>,

@@ -1,6 +1,8 @@
 //! All sessions of the pod, kept in the journal.
 
+pub(crate) mod book;
 pub(crate) mod derived;
+mod pod;
 pub(crate) mod reader;
 pub(crate) mod record;
 mod recover;
@@ -45,6 +47,7 @@ pub(crate) struct Store {
     failed: CancellationToken,
     health: watch::Receiver<Health>,
     bell: Bell,
+    pod: pod::Pod,
     /// Let go after the journal, whose last entries it still writes down.
     _scribe: Option<Scribe>,
 }
@@ -156,6 +159,7 @@ impl Store {
         }));
         let mut sessions = Sessions::default();
         let mut unfinished = Vec::new();
+        let mut pod = pod::Pod::default();
         for log in journal.logs() {
             let name = log.name().to_owned();
             let recovered = recover::recover(&log).map_err(|source| StoreError::Read {
@@ -163,6 +167,14 @@ impl Store {
                 source,
             })?;
             let Some(recovered) = recovered else {
+                if name == pod::NAME {
+                    let read = pod.recover(log);
+                    read.map_err(|source| StoreError::Read {
+                        session: name,
+                        source,
+                    })?;
+                    continue;
+                }
                 match SessionId::new(name.clone()) {
                     Ok(id) => {
                         tracing::info!(session_id = name, "a session that was never begun");
@@ -200,6 +212,7 @@ impl Store {
                 failed,
                 health,
                 bell,
+                pod,
                 _scribe: scribe,
             },
             unfinished,
@@ -279,7 +292,10 @@ impl Store {
 
     fn reserve<'a>(&'a self, id: &'a SessionId, limit: u32) -> Result<Place<'a>, BeginError> {
         let mut sessions = self.sessions();
-        if sessions.known.contains_key(id) || sessions.making.contains(id) {
+        if sessions.known.contains_key(id)
+            || sessions.making.contains(id)
+            || id.as_str() == pod::NAME
+        {
             return Err(BeginError::Exists);
         }
         if sessions.running() >= limit {

@@ -1,5 +1,6 @@
 //! What the journal of a session holds: events that readers see and notes that only we read.
 
+use super::book::Entry;
 use contract::{
     Event, EventBody, SessionId,
     approval::Decision,
@@ -35,6 +36,8 @@ pub(crate) enum Note {
     TakenUp { turn: u32, at: Timestamp },
     /// An approval was answered with `always`.
     Always(Always),
+    /// Of the pod's own journal.
+    Checkpoints(Entry),
 }
 
 /// How a session was made. Its key, if it brought one, is never written.
@@ -87,7 +90,7 @@ impl Record {
     /// [`derived`](super::derived).
     pub(super) fn is_decision(&self) -> bool {
         match self {
-            Self::Note(Note::Delivered { .. }) => false,
+            Self::Note(Note::Delivered { .. } | Note::Checkpoints(_)) => false,
             Self::Note(_) => true,
             Self::Event(event) => match &event.body {
                 EventBody::Approval(_) | EventBody::Complete(_) | EventBody::Error(_) => true,
@@ -163,7 +166,8 @@ impl journal::Entry for Record {
                     Note::Created(_)
                     | Note::Delivered { .. }
                     | Note::TakenUp { .. }
-                    | Note::Always(_),
+                    | Note::Always(_)
+                    | Note::Checkpoints(_),
                 ) => OVERHEAD,
             }
     }

@@ -52,7 +52,7 @@ pub(super) fn recover(log: &Log<Record>) -> Result<Option<Recovered>, ReadError>
                         state.delivered = true;
                     }
                 }
-                Ok(Note::TakenUp { .. }) => {}
+                Ok(Note::TakenUp { .. } | Note::Checkpoints(_)) => {}
                 Ok(Note::Always(always)) => state.asks.always.push(always),
                 Err(error) => {
                     tracing::warn!(session_id = log.name(), %error, "a note is not understood");

@@ -417,6 +417,7 @@ pub(super) fn status_of(body: &EventBody) -> Option<SessionState> {
             | StatusKind::Todo
             | StatusKind::SubAgent
             | StatusKind::AgentRestarted
+            | StatusKind::Checkpoint
             | StatusKind::Watchdog => SessionState::Running,
         }),
         EventBody::Error(error) => error.fatal.then_some(SessionState::Failed),

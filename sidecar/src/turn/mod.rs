@@ -4,12 +4,14 @@
 //! OpenCode says, and ends with exactly one last event, whatever happens in between.
 
 mod asks;
+mod checkpoint;
 mod follow;
 mod watched;
 
 use crate::{
     agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
     app::App,
+    checkpoints::gate::Working,
     proxy::{Target, TurnLink},
     spans::TurnSpans,
     store::session::{JournalError, Running, Session, now},
@@ -29,6 +31,8 @@ const ABORT_BOUND: Duration = Duration::from_secs(8);
 const KEY_POLL: Duration = Duration::from_millis(200);
 /// How long one look at the stored messages may take after an abort.
 const SETTLE_BOUND: Duration = Duration::from_secs(3);
+/// How long a turn that begins waits for a checkpoint that is being taken; it is marked then.
+const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(15);
 
 /// A turn to run.
 pub(crate) struct Turn {
@@ -96,6 +100,8 @@ struct Drive {
     /// When this process took it up.
     began: Instant,
     spans: TurnSpans,
+    /// It works on the workspace.
+    working: Option<Working>,
 }
 
 /// Runs a turn to its end. Never panics on what OpenCode says; the last event is always appended,
@@ -145,6 +151,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         process: None,
         began: Instant::now(),
         spans,
+        working: None,
     };
     let started = drive.began;
     let end = tokio::select! {
@@ -188,6 +195,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
     };
     // Before the end is recorded: the next turn may bind its own from then on.
     app.bindings.unbind(&oc_session);
+    drive.checkpoint().await;
     drive.record(end, &running).await;
     app.changed();
 }
@@ -225,6 +233,10 @@ impl Drive {
         }
         loop {
             self.wait_for_agent().await;
+            if self.working.is_none() {
+                let gate = &self.app.checkpoints.gate;
+                self.working = Some(gate.enter(CHECKPOINT_PATIENCE).await);
+            }
             match self.follow().await {
                 Ok(Some(end)) => return end,
                 Ok(None) => {}

@@ -10,6 +10,7 @@ mod approvals;
 mod budget;
 mod callers;
 mod cancel;
+mod checkpoints;
 mod crashes;
 mod disk;
 mod double;

@@ -1,11 +1,15 @@
-//! What bounds and watches a pod: limits, watchdog, approvals.
+//! What bounds and watches a pod, who decides in it and what is kept of it.
 
 use super::{Invalid, spend};
 use contract::pod::{self, Limits, PolicyRule, ToolAction};
-use crds::session::{
-    self, agent,
-    approvals::{ApprovalRule, Approvals, OnTimeout},
-    watchdog::Watchdog,
+use crds::{
+    quantity::Bytes,
+    session::{
+        self, agent,
+        approvals::{ApprovalRule, Approvals, OnTimeout},
+        checkpoints::{CheckpointMode, Checkpoints},
+        watchdog::Watchdog,
+    },
 };
 use std::ops::RangeInclusive;
 
@@ -118,6 +122,39 @@ pub(super) fn approvals(approvals: &Approvals) -> Result<pod::Approvals, Invalid
             OnTimeout::Deny => pod::OnTimeout::Deny,
             OnTimeout::Allow => pod::OnTimeout::Allow,
         },
+    })
+}
+
+pub(super) fn checkpoints(checkpoints: &Checkpoints) -> Result<pod::Checkpoints, Invalid> {
+    let Checkpoints {
+        mode,
+        keep,
+        max_size,
+        include_ignored,
+    } = checkpoints;
+    let max_bytes = max_size
+        .parse::<Bytes>()
+        .ok()
+        .and_then(|bytes| u64::try_from(bytes.0).ok())
+        .filter(|bytes| (1 << 20..=64 << 40).contains(bytes))
+        .ok_or(Invalid::OutOfRange {
+            field: "checkpoints.maxSize",
+            rule: "it must lie between 1Mi and 64Ti; write it as in 2Gi",
+        })?;
+    Ok(pod::Checkpoints {
+        mode: match mode {
+            CheckpointMode::AfterTurn => pod::CheckpointMode::AfterTurn,
+            CheckpointMode::OnDemand => pod::CheckpointMode::OnDemand,
+            CheckpointMode::Off => pod::CheckpointMode::Off,
+        },
+        keep: number(
+            "checkpoints.keep",
+            *keep,
+            1..=1000,
+            "it must lie between 1 and 1000",
+        )?,
+        max_bytes,
+        include_ignored: *include_ignored,
     })
 }
 

@@ -82,6 +82,7 @@ impl TurnMap {
             | StatusKind::SubAgent
             | StatusKind::AgentRestarted
             | StatusKind::Watchdog
+            | StatusKind::Checkpoint
             | StatusKind::Cancelled => {}
         }
     }

@@ -87,7 +87,7 @@ impl Digest {
                 self.open_approvals.clear();
             }
             Note::TakenUp { .. } => self.restarts += 1,
-            Note::Delivered { .. } | Note::Always(_) => {}
+            Note::Delivered { .. } | Note::Always(_) | Note::Checkpoints(_) => {}
         }
         if let Some(line) = words::of_note(note) {
             say(&line);

@@ -68,7 +68,7 @@ pub(super) fn of_note(note: &Note) -> Option<String> {
             code(&always.permission, SHORT),
             patterns(&always.patterns)
         ),
-        Note::Delivered { .. } => return None,
+        Note::Delivered { .. } | Note::Checkpoints(_) => return None,
     })
 }
 
