@@ -38,6 +38,10 @@ bench: ## print the figures of docs/benchmarks.md
 bench-journal: ## the journal beside SQLite and bare loops on this disk; no cluster
 	@hack/bench-journal.sh
 
+.PHONY: bench-checkpoint
+bench-checkpoint: ## checkpoints of 1 GB in 50,000 files on this disk; no cluster
+	@hack/bench-checkpoint.sh
+
 .PHONY: fuzz
 fuzz: ## fuzz every parser for a minute each (FUZZ_SECONDS); needs a nightly compiler
 	@hack/fuzz.sh

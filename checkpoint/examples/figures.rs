@@ -1,4 +1,4 @@
-//! Figures of docs/benchmarks.md: `cargo run --release -p checkpoint --example figures [FILES] [MIB]`.
+//! Figures of docs/benchmarks.md: `make bench-checkpoint`, or `hack/bench-checkpoint.sh [FILES] [MIB]`.
 
 #![expect(
     clippy::print_stdout,
@@ -66,9 +66,10 @@ fn main() {
     timed("nothing changed");
     for round in 0..5 {
         for n in 0..10 {
-            let n = (n * files / 10 + round) % files;
+            // In ten folders.
+            let n = (n * (files / 10 + 7) + round) % files;
             let at = w.join(format!("d{}/e{}/f{n}", n % 100, n / 100 % 20));
-            fs::write(at, format!("changed in round {round}")).unwrap();
+            fs::write(at, format!("{n} changed in round {round}")).unwrap();
         }
         timed("10 files changed");
     }
