@@ -151,6 +151,7 @@ pub(super) async fn restore(
 pub(super) async fn fork(
     State(app): State<Arc<App>>,
     Extension(caller): Extension<Caller>,
+    Extension(trace): Extension<super::TraceParent>,
     InPath(id): InPath<String>,
     headers: HeaderMap,
     body: Body,
@@ -188,6 +189,7 @@ pub(super) async fn fork(
         prompt: fork.prompt,
         author: caller.subject,
         idempotency,
+        trace: trace.0,
     };
     let session = app.create_session(new, request).await?;
     tracing::info!(session_id = %session.id(), checkpoint_id = id, "forked");

@@ -91,7 +91,7 @@ pub(crate) fn start_runner(dir: &Path, setup: &Setup) -> Child {
 
 pub(crate) fn start_sidecar(
     dir: &Path,
-    [port, proxy_port, opencode_port]: [u16; 3],
+    [port, proxy_port, opencode_port, egress_port]: [u16; 4],
     setup: &Setup,
 ) -> Child {
     let log = log(dir, "sidecar.log");
@@ -109,7 +109,7 @@ pub(crate) fn start_sidecar(
         .env("HOST", "127.0.0.1")
         .env("PORT", port.to_string())
         .env("PROXY_PORT", proxy_port.to_string())
-        .env("EGRESS_PORT", "0")
+        .env("EGRESS_PORT", egress_port.to_string())
         .env("OPENCODE_PORT", opencode_port.to_string())
         .env("WORKSPACE_DIR", dir.join("workspace"))
         .env("AGENT_HOME", dir.join("home"))

@@ -107,6 +107,8 @@ pub(crate) struct Stack {
     pub(crate) port: u16,
     pub(crate) proxy_port: u16,
     pub(crate) opencode_port: u16,
+    /// All of the sidecar: the same again after a restart, or OpenCode's launch would differ.
+    ports: [u16; 4],
     pub(crate) client: SidecarClient,
     pub(crate) http: reqwest::Client,
     runner: Mutex<Child>,
@@ -158,11 +160,11 @@ impl Stack {
         let model = ScriptedModel::start(options).await.unwrap();
         fs::write(dir.join("keys/scripted/key"), "sk-real").unwrap();
         configure(&dir, &model.base_url(), setup.config.clone());
-        let [port, proxy_port, opencode_port] = free_ports();
+        let ports @ [port, proxy_port, opencode_port, _] = free_ports();
         before(opencode_port).await;
         let runner = start_runner(&dir, &setup);
         guard.add(runner.id());
-        let sidecar = start_sidecar(&dir, [port, proxy_port, opencode_port], &setup);
+        let sidecar = start_sidecar(&dir, ports, &setup);
         guard.add(sidecar.id());
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let client = SidecarClient::new(
@@ -176,6 +178,7 @@ impl Stack {
             port,
             proxy_port,
             opencode_port,
+            ports,
             client,
             http,
             runner: Mutex::new(runner),
@@ -358,8 +361,7 @@ impl Stack {
 
     /// Starts the sidecar again on the same ports and the same journal.
     pub(crate) fn start_sidecar(&self) {
-        let ports = [self.port, self.proxy_port, self.opencode_port];
-        let child = start_sidecar(&self.dir, ports, &self.setup);
+        let child = start_sidecar(&self.dir, self.ports, &self.setup);
         self.guard.as_ref().unwrap().add(child.id());
         *self.sidecar.lock().unwrap() = child;
     }
