@@ -7,6 +7,7 @@ mod attacks;
 mod net;
 mod round;
 mod side;
+mod wait;
 mod weak;
 
 use crate::canary::search::Needles;
@@ -102,9 +103,14 @@ fn no_attack_succeeds_that_succeeds_in_a_weakened_pod() {
             let bare = won(From::Container, attack, &real, &of_real, &arrived);
             let real_won = by_tool || (bare && attack.real == Real::Refused);
             let weak_won = won(From::Tool, attack, &weak, &of_weak, &arrived);
+            let timed_out = of_real
+                .said
+                .get(attack.name)
+                .is_some_and(|said| said.contains(side::TIMED_OUT));
             counted += usize::from(attack.counts() && weak_won && !real_won);
             let verdict = match (weak_won, real_won, attack.real) {
                 (false, ..) => "NOT SHOWN",
+                (true, false, Real::Refused | Real::Isolated) if timed_out => "UNDECIDED",
                 (true, false, Real::Refused | Real::Isolated) => "refused",
                 (true, true, Real::Isolated) if !isolated => "open: not isolated",
                 (true, true, Real::Refused | Real::Isolated) => "SUCCEEDS",

@@ -16,7 +16,7 @@ use std::{
     sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
-use tests::{Recorder, Session, eventually, node, session::READY};
+use tests::{Recorder, Session, eventually, session::READY};
 
 const LIB: &str = include_str!("lib.sh");
 /// Longest time for a turn.
@@ -25,10 +25,8 @@ const TURN: Duration = Duration::from_secs(400);
 const AT_ONCE: usize = 4;
 /// Longest time for one of them, in seconds.
 const ATTACK_TIME: u32 = 14;
-/// Longest time to wait for an impostor's answer.
-const LISTEN: Duration = Duration::from_secs(5);
-/// Between looks at a condition.
-const PAUSE: Duration = Duration::from_millis(20);
+/// Stands at the end of what an attack printed that took longer.
+pub(super) const TIMED_OUT: &str = "-- timed out --";
 
 /// A pod under attack.
 pub(super) struct Side {
@@ -38,8 +36,9 @@ pub(super) struct Side {
     pub(super) tag: &'static str,
     pub(super) object_uid: String,
     pub(super) pod_uid: String,
-    pod_ip: String,
-    random: String,
+    pub(super) pod_ip: String,
+    /// Stands in every nonce of this pod.
+    pub(super) random: String,
     turns: AtomicUsize,
     /// Asks put in front of attacks, by the attack's name.
     pub(super) asks: BTreeMap<&'static str, String>,
@@ -103,6 +102,27 @@ impl Side {
         outside: &Outside,
         scripts: &[(&'static str, &str)],
     ) -> BTreeMap<&'static str, String> {
+        let mut all = self.attempt(outside, scripts).await;
+        // On a busy machine an attack may not have come to its point: once more, alone.
+        let cut = |name: &str, all: &BTreeMap<_, String>| {
+            all.get(name).is_some_and(|said| said.contains(TIMED_OUT))
+        };
+        for script in scripts
+            .iter()
+            .filter(|(name, _)| cut(name, &all))
+            .copied()
+            .collect::<Vec<_>>()
+        {
+            all.extend(self.attempt(outside, &[script]).await);
+        }
+        all
+    }
+
+    async fn attempt(
+        &self,
+        outside: &Outside,
+        scripts: &[(&'static str, &str)],
+    ) -> BTreeMap<&'static str, String> {
         let prompt = bash(&self.command(From::Tool, outside, scripts));
         let said = self.turn(&prompt).await;
         self.cut(scripts, &said)
@@ -143,7 +163,7 @@ impl Side {
     ) -> String {
         let mut text = format!(
             "mkdir -p /tmp/leaks; cd /tmp/leaks; export NODE={} OUT_PORT={} OUT={}:{} LISTED={} NS={} POD={} POD_IP={} ASKER=asks OBJECT_UID={}\n\
-             one() {{ printf %s \"$3\" | base64 -d >\"s-$1.sh\"; NAME=$1 NONCE=$2 ASK=$4 timeout -k 1 {ATTACK_TIME} bash -c '. /tmp/leaks/lib.sh; . \"/tmp/leaks/s-$NAME.sh\"' >\"o-$1\" 2>&1 </dev/null; }}\n",
+             one() {{ printf %s \"$3\" | base64 -d >\"s-$1.sh\"; NAME=$1 NONCE=$2 ASK=$4 timeout -k 1 {ATTACK_TIME} bash -c '. /tmp/leaks/lib.sh; . \"/tmp/leaks/s-$NAME.sh\"' >\"o-$1\" 2>&1 </dev/null; [ $? -lt 124 ] || echo '{TIMED_OUT}' >>\"o-$1\"; }}\n",
             outside.node,
             outside.port,
             outside.node,
@@ -280,103 +300,6 @@ impl Side {
             () = consent => {}
             _ = self.read(&id) => {}
         }
-    }
-
-    /// Waits until the pod takes turns.
-    pub(super) async fn ready(&self) {
-        let url = self.session.url().await;
-        eventually("the pod to take turns", READY, || async {
-            let answer = reqwest::get(format!("{url}/ready")).await;
-            let answer = answer.map_err(|error| error.to_string())?;
-            let (status, text) = (answer.status(), answer.text().await.unwrap_or_default());
-            if status.is_success() && !text.contains(&self.random) {
-                Ok(())
-            } else {
-                Err(format!("{status}: {text}"))
-            }
-        })
-        .await;
-    }
-
-    /// kill -9 of OpenCode, from the node, until another takes turns.
-    pub(super) async fn renew_agent(&self) {
-        let before = node::process(&self.pod_uid, "opencode");
-        node::kill(before);
-        self.another("opencode", before).await;
-        self.ready().await;
-    }
-
-    /// Waits for a process of this program that is not this one.
-    pub(super) async fn another(&self, program: &str, before: u32) {
-        let what = format!("another {program} than {before}");
-        eventually(&what, READY, || async {
-            let found = node::find(&self.pod_uid, program);
-            if found.iter().any(|pid| *pid != before) {
-                Ok(())
-            } else {
-                Err(format!("{found:?}"))
-            }
-        })
-        .await;
-    }
-
-    /// Makes a file where the attacks are.
-    pub(super) async fn touch(&self, file: &str) {
-        let path = format!("/tmp/leaks/{file}");
-        let said = self.session.exec("agent", &["touch", &path]).await;
-        assert!(said.ok, "{path}: {}", said.err);
-    }
-
-    /// Waits for a file that an attack makes.
-    pub(super) async fn wait_file(&self, file: &str) {
-        let path = format!("/tmp/leaks/{file}");
-        eventually(&path, READY, || async {
-            let said = self.session.exec("agent", &["test", "-e", &path]).await;
-            if said.ok { Ok(()) } else { Err(said.err) }
-        })
-        .await;
-    }
-
-    /// What clients of the sidecar get until `needle` is in it; at most for some seconds.
-    pub(super) async fn listen(&self, needle: &str) -> String {
-        let mut heard = String::new();
-        let all = async {
-            while !heard.contains(needle) {
-                self.call(&mut heard).await;
-            }
-        };
-        // Silence is an answer too.
-        tokio::time::timeout(LISTEN, all).await.ok();
-        heard
-    }
-
-    /// What clients of the sidecar get until something else is done.
-    pub(super) async fn listen_until<T>(&self, done: impl Future<Output = T>) -> (String, T) {
-        let mut heard = String::new();
-        let end = tokio::select! {
-            end = done => end,
-            () = async { loop { self.call(&mut heard).await } } => unreachable!("it has no end"),
-        };
-        (heard, end)
-    }
-
-    /// One call of a client, and what an impostor said to it.
-    async fn call(&self, heard: &mut String) {
-        let http = reqwest::Client::builder()
-            .no_proxy()
-            .pool_max_idle_per_host(0)
-            .timeout(Duration::from_secs(1))
-            .build()
-            .expect("a client");
-        let url = format!("http://{}:3003/sessions/none/status", self.pod_ip);
-        if let Ok(answer) = http.get(&url).bearer_auth(&self.session.token).send().await {
-            let text = answer.text().await.unwrap_or_default();
-            if text.contains(&self.random) && !heard.contains(&text) {
-                heard.push_str(&text);
-                heard.push('\n');
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
     }
 }
 
