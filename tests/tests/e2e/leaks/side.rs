@@ -163,7 +163,7 @@ impl Side {
     ) -> String {
         let mut text = format!(
             "mkdir -p /tmp/leaks; cd /tmp/leaks; export NODE={} OUT_PORT={} OUT={}:{} LISTED={} NS={} POD={} POD_IP={} ASKER=asks OBJECT_UID={}\n\
-             one() {{ printf %s \"$3\" | base64 -d >\"s-$1.sh\"; NAME=$1 NONCE=$2 ASK=$4 timeout -k 1 {ATTACK_TIME} bash -c '. /tmp/leaks/lib.sh; . \"/tmp/leaks/s-$NAME.sh\"' >\"o-$1\" 2>&1 </dev/null; [ $? -lt 124 ] || echo '{TIMED_OUT}' >>\"o-$1\"; }}\n",
+             one() {{ printf %s \"$3\" | base64 -d >\"s-$1.sh\"; NAME=$1 NONCE=$2 ASK=$4 timeout -k 1 {ATTACK_TIME} bash -c '. /tmp/leaks/lib.sh; . \"/tmp/leaks/s-$NAME.sh\"; exit 0' >\"o-$1\" 2>&1 </dev/null; [ $? -lt 124 ] || echo '{TIMED_OUT}' >>\"o-$1\"; }}\n",
             outside.node,
             outside.port,
             outside.node,
