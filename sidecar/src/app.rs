@@ -299,7 +299,11 @@ impl App {
             What::Timeout => "the provider was silent for too long and was cut off",
             What::Unreachable => "the provider cannot be reached",
             What::Cut => "the provider's answer broke off",
-            What::Upstream { .. } | What::KeyMissing { .. } | What::KeyForgotten => return,
+            What::Upstream { .. }
+            | What::KeyMissing { .. }
+            | What::KeyForgotten
+            // The turn ends with it at once.
+            | What::Untrusted => return,
         };
         let Some(named) = observation.session.as_deref() else {
             return;

@@ -189,7 +189,7 @@ impl Call {
         self.outcome = match &what {
             What::Upstream { status } => Outcome::of(*status),
             What::Timeout => Outcome::Timeout,
-            What::Unreachable => Outcome::Unreachable,
+            What::Unreachable | What::Untrusted => Outcome::Unreachable,
             What::Cut => Outcome::Cut,
             What::KeyMissing { .. } | What::KeyForgotten => Outcome::Refused,
         };

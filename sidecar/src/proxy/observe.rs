@@ -28,6 +28,8 @@ pub(crate) enum What {
     Timeout,
     /// No connection to the provider, or no HTTP answer from it.
     Unreachable,
+    /// It showed a certificate of no known authority.
+    Untrusted,
     /// The provider's answer broke off.
     Cut,
     /// The mounted key of this provider is not there.

@@ -73,6 +73,19 @@ impl Refusal {
         Self::fatal(TurnError::EndpointChanged, "endpoint_changed", message)
     }
 
+    /// Trying again helps nobody.
+    pub(crate) fn untrusted(host: &str) -> Self {
+        let message = format!(
+            "the certificate of {host} is not trusted: name its authority in spec.network.extraCABundle, or check \
+             providers[].endpoint"
+        );
+        Self::fatal(
+            TurnError::ProviderUnreachable,
+            "untrusted_certificate",
+            message,
+        )
+    }
+
     pub(crate) fn garbled(status: StatusCode, what: &str) -> Self {
         let message = format!(
             "the model's provider answered {} with {what}, which is no answer of a model: check \

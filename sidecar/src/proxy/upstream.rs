@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header::AUTHORIZATION};
 use reqwest::{Certificate, Client, NoProxy, redirect};
 use secrecy::{ExposeSecret, SecretString};
 use std::{
+    error::Error,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -218,6 +219,8 @@ pub(crate) fn url(target: &Target) -> url::Url {
 pub(crate) fn kind(error: &reqwest::Error) -> &'static str {
     if error.is_timeout() {
         "timeout"
+    } else if untrusted(error) {
+        "certificate"
     } else if error.is_connect() {
         "connect"
     } else if error.is_builder() {
@@ -225,6 +228,23 @@ pub(crate) fn kind(error: &reqwest::Error) -> &'static str {
     } else {
         "broken answer"
     }
+}
+
+/// Whether the other side showed a certificate that we do not take.
+fn untrusted(error: &reqwest::Error) -> bool {
+    let mut cause: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = cause {
+        // An I/O error is its own cause's cover: `source` skips what it covers.
+        let inner = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref)
+            .map_or(error, |inner| inner);
+        if let Some(rustls::Error::InvalidCertificate(_)) = inner.downcast_ref() {
+            return true;
+        }
+        cause = inner.source();
+    }
+    false
 }
 
 /// Sends a call and waits for the head of its answer.
@@ -245,6 +265,10 @@ pub(crate) async fn send(
                 host = target.base.host_str().unwrap_or("-"),
                 "the model provider did not answer"
             );
+            if untrusted(&error) {
+                let host = target.base.host_str().unwrap_or("-");
+                return Err((Refusal::untrusted(host), super::What::Untrusted));
+            }
             let refusal = if error.is_timeout() {
                 Refusal::timeout(CONNECT_TIMEOUT.as_secs())
             } else {

@@ -27,6 +27,7 @@ mod reader;
 mod readers;
 mod repeats;
 mod stack;
+mod tls;
 mod tools;
 mod traces;
 mod watchdog;
