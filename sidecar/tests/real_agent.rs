@@ -35,8 +35,8 @@ const LONG: Duration = Duration::from_secs(90);
 struct World {
     dir: tempfile::TempDir,
     model: ScriptedModel,
+    ports: [u16; 4],
     port: u16,
-    opencode_port: u16,
     runner: Child,
     sidecar: Child,
     client: SidecarClient,
@@ -119,16 +119,18 @@ impl World {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        let (port, proxy_port, opencode_port) = (free_port(), free_port(), free_port());
-        let sidecar = sidecar(dir.path(), port, proxy_port, opencode_port);
+        // All are part of how OpenCode is started, so they stay when the sidecar starts again.
+        let ports = [(); 4].map(|()| free_port());
+        let [port, ..] = ports;
+        let sidecar = sidecar(dir.path(), ports);
         let http = reqwest::Client::builder().no_proxy().build().unwrap();
         let base = format!("http://127.0.0.1:{port}");
         let client = SidecarClient::new(http.clone(), base, "test-token".into());
         let world = Self {
             dir,
             model,
+            ports,
             port,
-            opencode_port,
             runner,
             sidecar,
             client,
@@ -246,7 +248,7 @@ impl World {
     }
 }
 
-fn sidecar(dir: &Path, port: u16, proxy_port: u16, opencode_port: u16) -> Child {
+fn sidecar(dir: &Path, [port, proxy_port, egress_port, opencode_port]: [u16; 4]) -> Child {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
@@ -257,7 +259,7 @@ fn sidecar(dir: &Path, port: u16, proxy_port: u16, opencode_port: u16) -> Child 
         .env("HOST", "127.0.0.1")
         .env("PORT", port.to_string())
         .env("PROXY_PORT", proxy_port.to_string())
-        .env("EGRESS_PORT", "0")
+        .env("EGRESS_PORT", egress_port.to_string())
         .env("OPENCODE_PORT", opencode_port.to_string())
         .env("WORKSPACE_DIR", dir.join("workspace"))
         .env("AGENT_HOME", dir.join("home"))
@@ -445,14 +447,7 @@ async fn a_killed_sidecar_finds_the_same_opencode_again() {
     complete(&world.end(&id).await);
     let before = world.opencode_process().await;
     world.sidecar.kill().await.unwrap();
-    // The proxy's port is part of OpenCode's configuration, which is fixed per process.
-    let proxy_port = proxy_port_of(before.1);
-    world.sidecar = sidecar(
-        world.dir.path(),
-        world.port,
-        proxy_port,
-        world.opencode_port,
-    );
+    world.sidecar = sidecar(world.dir.path(), world.ports);
     world.ready().await;
     assert_eq!(world.opencode_process().await, before);
     let body = CreateTurn {
@@ -463,15 +458,4 @@ async fn a_killed_sidecar_finds_the_same_opencode_again() {
     let is_second = |all: &[EventBody]| all.iter().filter(|event| event.ends_turn()).count() == 2;
     complete(&world.events(&id, is_second).await);
     assert!(world.runner.try_wait().unwrap().is_none());
-}
-
-/// From the environment that OpenCode was started with.
-fn proxy_port_of(pid: u32) -> u16 {
-    let environ = std::fs::read(format!("/proc/{pid}/environ")).unwrap();
-    let environ = String::from_utf8_lossy(&environ);
-    let (_, rest) = environ
-        .split_once("\"baseURL\":\"http://127.0.0.1:")
-        .unwrap();
-    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
-    digits.parse().unwrap()
 }
