@@ -31,6 +31,7 @@ mod tests;
 pub(crate) use bindings::{Bindings, TurnLink};
 pub(crate) use ledger::Ledger;
 pub(crate) use observe::{Ended, Observation, Observer, What};
+pub(crate) use refusal::{SILENT, UNREACHABLE};
 pub(crate) use serve::serve;
 pub(crate) use server::Proxy;
 pub(crate) use target::{Api, Target};

@@ -10,6 +10,11 @@ use contract::event::TurnError;
 use http::StatusCode;
 use serde_json::json;
 
+/// What the proxy says of a provider that is not there; the end of a turn is named after it.
+pub(crate) const UNREACHABLE: &str = "the model provider cannot be reached";
+/// And of one that is silent; followed by a time.
+pub(crate) const SILENT: &str = "the model provider did not begin to answer within";
+
 /// Why a call is not answered by the provider. OpenCode repeats what is 5xx and gives up on 4xx.
 #[derive(Debug)]
 pub(crate) struct Refusal {
@@ -155,7 +160,7 @@ impl Refusal {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
             "timeout",
-            format!("the model provider did not begin to answer within {seconds} s"),
+            format!("{SILENT} {seconds} s"),
         )
     }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Target, endpoint,
-    refusal::Refusal,
+    refusal::{self, Refusal},
     target::{Api, KeySource},
 };
 use crate::{config::Config, keys::ProviderKeys};
@@ -231,20 +231,15 @@ pub(crate) fn kind(error: &reqwest::Error) -> &'static str {
 }
 
 /// Whether the other side showed a certificate that we do not take.
-fn untrusted(error: &reqwest::Error) -> bool {
-    let mut cause: Option<&(dyn Error + 'static)> = error.source();
-    while let Some(error) = cause {
-        // An I/O error is its own cause's cover: `source` skips what it covers.
-        let inner = error
-            .downcast_ref::<io::Error>()
-            .and_then(io::Error::get_ref)
-            .map_or(error, |inner| inner);
-        if let Some(rustls::Error::InvalidCertificate(_)) = inner.downcast_ref() {
-            return true;
-        }
-        cause = inner.source();
+fn untrusted(error: &(dyn Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<io::Error>() {
+        // Its `source` is that of what it covers, not what it covers.
+        return error.get_ref().is_some_and(|inner| untrusted(inner));
     }
-    false
+    matches!(
+        error.downcast_ref(),
+        Some(rustls::Error::InvalidCertificate(_))
+    ) || error.source().is_some_and(untrusted)
 }
 
 /// Sends a call and waits for the head of its answer.
@@ -272,7 +267,7 @@ pub(crate) async fn send(
             let refusal = if error.is_timeout() {
                 Refusal::timeout(CONNECT_TIMEOUT.as_secs())
             } else {
-                Refusal::upstream("unreachable", "the model provider cannot be reached")
+                Refusal::upstream("unreachable", refusal::UNREACHABLE)
             };
             Err((refusal, super::What::Unreachable))
         }

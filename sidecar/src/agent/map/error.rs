@@ -2,6 +2,7 @@
 
 use crate::agent::text::clip;
 use crate::agent::wire::OcError;
+use crate::proxy::{SILENT, UNREACHABLE};
 use contract::event::{ErrorEvent, TurnError};
 use std::borrow::Cow;
 
@@ -133,6 +134,14 @@ fn classify(error: &OcError) -> TurnError {
             ]) =>
         {
             return TurnError::ProviderRateLimit;
+        }
+        // The proxy's own words.
+        Some(502 | 504)
+            if [UNREACHABLE, SILENT]
+                .iter()
+                .any(|said| error.message.contains(said)) =>
+        {
+            return TurnError::ProviderUnreachable;
         }
         Some(_) => return TurnError::ProviderError,
         None => {}

@@ -110,6 +110,18 @@ fn errors_have_a_reason_and_say_what_to_do() {
         (api(404, "no such path"), TurnError::ProviderError),
         (api(400, "bad"), TurnError::ProviderError),
         (api(500, "boom"), TurnError::ProviderError),
+        (api(502, "Bad gateway"), TurnError::ProviderError),
+        (
+            api(502, "the model provider cannot be reached"),
+            TurnError::ProviderUnreachable,
+        ),
+        (
+            api(
+                504,
+                "the model provider did not begin to answer within 60 s",
+            ),
+            TurnError::ProviderUnreachable,
+        ),
         (
             other("APIError", "Cannot connect to API"),
             TurnError::ProviderUnreachable,
