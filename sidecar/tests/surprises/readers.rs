@@ -186,7 +186,7 @@ fn curl(stack: &Stack, id: &SessionId, after: Option<Cursor>, out: &Path, pace: 
     let mut command = Command::new("curl");
     command
         // Slowly, so that a stored history is not read at one go.
-        .args(["-sN", "--limit-rate", pace, "--buffer-size", "1024"])
+        .args(["-sN", "--limit-rate", pace])
         .args(["-H", &format!("authorization: Bearer {TOKEN}")])
         .arg(stack.url(&format!("/sessions/{id}/stream?follow=true")));
     if let Some(cursor) = after {
@@ -294,7 +294,8 @@ async fn rest(stack: &Stack, id: &SessionId, after: Option<Cursor>) -> Vec<(Curs
             child.wait().unwrap();
             return got;
         }
-        if child.try_wait().unwrap().is_some() {
+        if let Some(ended) = child.try_wait().unwrap() {
+            assert_ne!(ended.code(), Some(2), "curl takes not all of our options");
             // The sidecar was only just starting.
             child = curl(stack, id, after, &out, "100M");
         }
