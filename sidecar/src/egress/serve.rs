@@ -86,6 +86,14 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn register(&self, registry: &mut Registry) {
+        // Each from the start: a rate needs a zero to rise from.
+        for decision in Denied::EACH
+            .map(Denied::label)
+            .into_iter()
+            .chain(["allowed"])
+        {
+            drop(self.decisions.get_or_create(&Decided { decision }));
+        }
         registry.register(
             "egress_decisions",
             "Connections that the agent asked the egress proxy for, by what was decided",
@@ -118,6 +126,17 @@ enum Denied {
 }
 
 impl Denied {
+    const EACH: [Self; 8] = [
+        Self::NotListed,
+        Self::Direct,
+        Self::Private,
+        Self::Never,
+        Self::Unresolved,
+        Self::Unreachable,
+        Self::Busy,
+        Self::Malformed(""),
+    ];
+
     /// Label of metric and log.
     fn label(self) -> &'static str {
         match self {

@@ -41,11 +41,14 @@ pub(crate) enum Loop {
 }
 
 impl Loop {
+    /// All that [`Self::code`] says.
+    pub(crate) const CODES: [&str; 2] = ["calls_per_minute", "same_request"];
+
     /// Label of its metric and code of its refusal.
     pub(crate) fn code(self) -> &'static str {
         match self {
-            Self::Rate(_) => "calls_per_minute",
-            Self::Repeat(_) => "same_request",
+            Self::Rate(_) => Self::CODES[0],
+            Self::Repeat(_) => Self::CODES[1],
         }
     }
 

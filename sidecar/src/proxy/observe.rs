@@ -1,5 +1,7 @@
 //! What others learn of model calls: news for a session's readers, and counters.
 
+use super::breaker::Loop;
+use super::breaker::Loop;
 #[cfg(test)]
 use super::target::Api;
 use crate::audit::Counted;
@@ -199,6 +201,13 @@ impl Default for Metrics {
 impl Metrics {
     /// Registers them under the sidecar's prefix.
     pub(crate) fn register(&self, registry: &mut Registry) {
+        // Each from the start: a rate needs a zero to rise from.
+        for budget in ["tokens", "costUSD", "calls"] {
+            drop(self.budget_stops.get_or_create(&BudgetLabel { budget }));
+        }
+        for reason in Loop::CODES {
+            drop(self.loop_stops.get_or_create(&LoopLabel { reason }));
+        }
         let calls = self.calls.clone();
         registry.register("model_calls", "Calls of models by API and outcome", calls);
         let help = "How long calls of models took, answer included, by API";
