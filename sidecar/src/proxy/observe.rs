@@ -1,7 +1,6 @@
 //! What others learn of model calls: news for a session's readers, and counters.
 
 use super::breaker::Loop;
-use super::breaker::Loop;
 #[cfg(test)]
 use super::target::Api;
 use crate::audit::Counted;
