@@ -16,7 +16,8 @@ fn said(reader: &Recorder) -> String {
         .collect()
 }
 
-async fn turn(session: &Session, id: &str, command: &str) -> String {
+/// A turn of one command; what it said.
+pub(crate) async fn turn(session: &Session, id: &str, command: &str) -> String {
     let id = session
         .create(id, &format!("SCENARIO:bash <<<{command}>>>"))
         .await;

@@ -1,6 +1,8 @@
 //! Limits of the pod are real: in the cgroup, in the API.
 
-use contract::{SessionId, client::ClientError, session::CreateSession};
+use contract::{
+    EventBody, SessionId, client::ClientError, event::TurnError, session::CreateSession,
+};
 use serde_json::json;
 use tests::{
     Session, eventually, run,
@@ -62,5 +64,48 @@ fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
             .sum::<i32>();
         assert_eq!(restarts, 0);
         let _ = TURN;
+    });
+}
+
+#[test]
+fn a_budget_ends_turns_and_is_raised_without_another_pod() {
+    run("budget", |ns| async move {
+        let calls = |most: u32| json!({"limits": {"budget": {"calls": most}}});
+        let (session, _model) = Session::apply(&ns, "dunnock", None, calls(1)).await;
+        session.ready().await;
+        let id = session
+            .create("spends", "SCENARIO:bash <<<echo hello>>>")
+            .await;
+        assert_eq!(session.read(&id).await.failed(), TurnError::BudgetExhausted);
+
+        let pod = session.pod_uid().await;
+        session.patch(calls(100)).await;
+        let mut attempt = 0;
+        eventually("a turn within the new budget", READY, || {
+            attempt += 1;
+            let (session, name) = (&session, format!("again-{attempt}"));
+            async move {
+                let id = session.create(&name, "SCENARIO:hello").await;
+                let reader = session.read(&id).await;
+                match &reader.ends()[0].body {
+                    EventBody::Complete(_) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            }
+        })
+        .await;
+        assert_eq!(session.pod_uid().await, pod);
+        eventually("the calls on the object", READY, || async {
+            let usage = session
+                .object()
+                .await?
+                .status
+                .and_then(|status| status.usage);
+            match usage {
+                Some(usage) if usage.calls > 1 => Ok(()),
+                usage => Err(format!("{usage:?}")),
+            }
+        })
+        .await;
     });
 }

@@ -2,6 +2,7 @@
 
 mod bad_day;
 mod canary;
+mod checkpoints;
 mod egress;
 mod leaks;
 mod lifecycle;
