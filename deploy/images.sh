@@ -345,6 +345,9 @@ main() {
       case $target in sidecar | runner) ;; *) fail "there is no weakened $target." ;; esac
     done
   fi
+  case $TAG in
+    *-weakened) [ -n "$WEAKENED" ] || fail "the tag $TAG is kept for images without protections." "They are made with --weakened, and never pushed." ;;
+  esac
   # shellcheck disable=SC2206 # a list of names
   [ ${#TARGETS[@]} -gt 0 ] || TARGETS=($ALL)
   case $command in

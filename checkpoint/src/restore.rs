@@ -199,7 +199,7 @@ pub(crate) fn run(store: &Store, top: &OwnedFd, mut intent: Intent) -> Result<()
     }
     if failure.is_some() || intent.undo {
         intent.undo = true;
-        save(store, &intent)?;
+        save(store, &intent).map_err(|error| Error::Unfinished(error.to_string()))?;
         let touched = last(&intent.steps, |number, step| {
             step.is_touched(&new, &old, number)
         });
@@ -211,7 +211,9 @@ pub(crate) fn run(store: &Store, top: &OwnedFd, mut intent: Intent) -> Result<()
                 .map_err(|error| Error::Unfinished(format!("{}: {error}", step.shown())))?;
         }
     }
-    rustix::fs::syncfs(top).context("sync what is restored")?;
+    // Its list is still there: whoever hears of another error than this one would take it for the end.
+    rustix::fs::syncfs(top)
+        .map_err(|error| Error::Unfinished(format!("sync what is restored: {error}")))?;
     store.remove(INTENT);
     remove_staging(top);
     match (failure, intent.undo) {

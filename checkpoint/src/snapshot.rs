@@ -236,6 +236,7 @@ impl Walk<'_> {
         nodes: &mut Vec<Node>,
         files: &mut Vec<(Vec<u8>, Stat)>,
     ) -> Result<(), Error> {
+        self.check()?;
         let stat = match sys::look(dir, &name) {
             Ok(Some(stat)) => stat,
             Ok(None) => return Ok(()),

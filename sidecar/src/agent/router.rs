@@ -56,6 +56,18 @@ pub(crate) enum FromAgent {
 pub(crate) struct Router {
     table: Arc<Mutex<Table>>,
     bindings: Arc<OnceLock<Bindings>>,
+    /// Turns that nobody listens to any more and that are not over yet.
+    ending: Arc<AtomicUsize>,
+}
+
+/// A turn that ends, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Ending(Arc<AtomicUsize>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -177,9 +189,15 @@ impl Router {
         self.tell_all(&FromAgent::Notice(finding.clone()));
     }
 
-    /// Whether nobody listens, so that no turn is under way.
+    /// A turn ends: what OpenCode stored of it is still to be read.
+    pub(crate) fn ending(&self) -> Ending {
+        self.ending.fetch_add(1, Ordering::AcqRel);
+        Ending(Arc::clone(&self.ending))
+    }
+
+    /// Whether nobody listens and nobody reads what was stored, so that no turn is under way.
     pub(super) fn is_idle(&self) -> bool {
-        self.table().subscribers.is_empty()
+        self.table().subscribers.is_empty() && self.ending.load(Ordering::Acquire) == 0
     }
 
     fn tell_all(&self, message: &FromAgent) {

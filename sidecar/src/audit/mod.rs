@@ -40,7 +40,7 @@ pub(crate) struct Bounds {
 }
 
 impl Default for Bounds {
-    /// 32 MiB, about 80,000 calls.
+    /// 32 MiB, some 40,000 calls.
     fn default() -> Self {
         Self {
             bytes: 4 * 1024 * 1024,

@@ -15,6 +15,8 @@ struct State {
     held: Option<Held>,
     /// A turn worked while it was held.
     touched: bool,
+    /// Turns and restores that ever came to the workspace.
+    entered: u64,
 }
 
 /// Why turns wait.
@@ -55,6 +57,7 @@ impl Gate {
                 };
                 if entered {
                     state.working += 1;
+                    state.entered += 1;
                     state.touched = true;
                 }
                 entered
@@ -86,11 +89,18 @@ impl Gate {
             let idle = state.working == 0;
             if idle {
                 state.held = Some(Held::Restoring);
+                state.entered += 1;
                 state.touched = false;
             }
             idle
         });
         idle.then(|| Holding(self.clone()))
+    }
+
+    /// Turns and restores that ever came to the workspace: more than before means that somebody else may have
+    /// changed it.
+    pub(crate) fn entered(&self) -> u64 {
+        self.0.borrow().entered
     }
 
     /// Why turns that begin wait now.
@@ -141,6 +151,10 @@ mod tests {
         assert!(beside.mixed(), "one works");
         drop((turn, beside));
         assert!(!gate.take().mixed());
+        let entered = gate.entered();
+        drop(gate.enter(PATIENCE).await);
+        drop(gate.restore().unwrap());
+        assert_eq!(gate.entered(), entered + 2);
     }
 
     #[tokio::test(start_paused = true)]

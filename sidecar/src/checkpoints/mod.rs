@@ -64,7 +64,8 @@ struct Seen {
 /// What a checkpoint is taken for.
 #[derive(Clone, Debug)]
 pub(crate) enum Cause {
-    Turn(SessionId, u32),
+    /// After the turn of this number, which left when so many had come to the workspace.
+    Turn(SessionId, u32, u64),
     Manual,
     /// Of the checkpoint that has this root, whose files are kept even where git ignores them.
     BeforeRestore {
@@ -181,9 +182,12 @@ async fn try_take(app: &App, cause: Cause, holding: &Holding) -> Result<Checkpoi
         .runner()
         .take_checkpoint(take_policy, guide)
         .await?;
-    let mixed = holding.mixed();
+    // Others may have come and gone while this one waited for its order.
+    let late =
+        matches!(cause, Cause::Turn(_, _, entered) if entered != app.checkpoints.gate.entered());
+    let mixed = holding.mixed() || late;
     let (kind, session_id, turn) = match cause {
-        Cause::Turn(session, turn) => (CheckpointKind::Turn, Some(session), Some(turn)),
+        Cause::Turn(session, turn, _) => (CheckpointKind::Turn, Some(session), Some(turn)),
         Cause::Manual => (CheckpointKind::Manual, None, None),
         Cause::BeforeRestore { .. } => (CheckpointKind::BeforeRestore, None, None),
     };

@@ -53,13 +53,22 @@ async fn begin(
         checkpoint_id: target.checkpoint_id.clone(),
         root: target.root.clone(),
     };
-    app.store
-        .record(Entry::Restoring {
-            checkpoint_id: begun.checkpoint_id.clone(),
-            root: begun.root.clone(),
-            at: now(),
-        })
-        .await?;
+    let entry = Entry::Restoring {
+        checkpoint_id: begun.checkpoint_id.clone(),
+        root: begun.root.clone(),
+        at: now(),
+    };
+    if let Err(error) = app.store.record(entry).await {
+        // It may become durable all the same, and a later process would restore: never without its end,
+        // and no turn before that.
+        let app = Arc::clone(app);
+        tokio::spawn(async move {
+            record(&app, &begun, false).await;
+            drop((holding, order));
+            app.changed();
+        });
+        return Err(error.into());
+    }
     let (told, first) = oneshot::channel();
     let task = finish(Arc::clone(app), begun, holding, order, Some(told));
     tokio::spawn(task);

@@ -33,6 +33,8 @@ use tokio_util::{io::InspectReader, sync::CancellationToken};
 
 /// Connections at once. Package managers open a few dozen.
 const CONNECTIONS_MAX: usize = 128;
+/// Connections beyond these that are told so at once.
+const REFUSALS_MAX: usize = 16;
 /// Longest time for a head to arrive.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Longest time to resolve a name and to connect.
@@ -85,6 +87,12 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
+    /// Counts one that was turned away.
+    fn busy(&self) {
+        let decision = Denied::Busy.label();
+        self.decisions.get_or_create(&Decided { decision }).inc();
+    }
+
     pub(crate) fn register(&self, registry: &mut Registry) {
         // Each from the start: a rate needs a zero to rise from.
         for decision in Denied::EACH
@@ -187,6 +195,8 @@ impl Denied {
 /// Serves until `shutdown`, then cuts what is open.
 pub(crate) async fn serve(listener: TcpListener, egress: Egress, shutdown: CancellationToken) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Even a refusal costs a task and a socket.
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -197,17 +207,21 @@ pub(crate) async fn serve(listener: TcpListener, egress: Egress, shutdown: Cance
         match accepted {
             Ok((stream, _)) => {
                 let egress = egress.clone();
-                match Arc::clone(&room).try_acquire_owned() {
-                    Ok(permit) => connections.spawn(async move {
+                if let Ok(permit) = Arc::clone(&room).try_acquire_owned() {
+                    connections.spawn(async move {
                         connection(stream, &egress).await;
                         drop(permit);
-                    }),
-                    // Never more at once than the kernel's queue holds.
-                    Err(_) => connections.spawn(async move {
+                    });
+                } else if let Ok(permit) = Arc::clone(&refusals).try_acquire_owned() {
+                    connections.spawn(async move {
                         egress.decided(None, Err(Denied::Busy));
                         refuse(stream, Denied::Busy, None).await;
-                    }),
-                };
+                        drop(permit);
+                    });
+                } else {
+                    // Closed without a word: a flood gets no more of us.
+                    egress.metrics.busy();
+                }
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of the egress proxy");

@@ -48,6 +48,8 @@ pub(crate) struct Call {
     bytes: u64,
     outcome: Outcome,
     started: Instant,
+    /// The provider has the request, and did not begin to answer: it may bill it all the same.
+    awaited: bool,
     recorded: bool,
 }
 
@@ -73,6 +75,7 @@ impl Call {
             bytes: 0,
             outcome: Outcome::Aborted,
             started: Instant::now(),
+            awaited: false,
             recorded: false,
         }
     }
@@ -127,26 +130,35 @@ impl Call {
             input_tokens: tokens.input,
             cost_nano_usd: counted.cost_nano_usd,
         };
+        // Before the wait: a caller that leaves meanwhile leaves a call that ends like any other.
+        self.entry = Some(entry);
         match self.shared.ledger.start(started).await {
-            Ok(()) => {
-                self.entry = Some(entry);
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(AuditError::Full | AuditError::Failed) => {
-                entry.cancel();
+                if let Some(entry) = self.entry.take() {
+                    entry.cancel();
+                }
                 Err(Refusal::unrecorded())
             }
         }
     }
 
+    /// The request goes to the provider now.
+    pub(crate) fn sending(&mut self) {
+        self.awaited = true;
+    }
+
     /// The provider began to answer.
     pub(crate) fn answered(&mut self, status: u16) {
+        // What it refuses it does not bill.
+        self.awaited &= (200..300).contains(&status);
         self.status = status;
         self.tell(What::Upstream { status });
     }
 
     /// What follows is an answer of this shape.
     pub(crate) fn answers(&mut self, shape: Shape) {
+        self.awaited = false;
         self.meter.answers(shape);
     }
 
@@ -209,7 +221,11 @@ impl Call {
             };
         }
         if let Some(code) = refusal.ends_turn
-            && !(self.small && code == TurnError::ProviderGarbled)
+            && !(self.small
+                && matches!(
+                    code,
+                    TurnError::ProviderGarbled | TurnError::ProviderUnreachable
+                ))
         {
             self.stop_turn(code, refusal.message());
         }
@@ -233,7 +249,15 @@ impl Call {
         }
         self.shared.metrics.running.dec();
         let whole = self.outcome == Outcome::Ok;
-        let (tokens, estimated) = self.meter.finish(whole);
+        let (mut tokens, mut estimated) = self.meter.finish(whole);
+        if self.awaited
+            && matches!(
+                self.outcome,
+                Outcome::Aborted | Outcome::Timeout | Outcome::Cut
+            )
+        {
+            (tokens, estimated) = (self.meter.tokens(), true);
+        }
         let entry = self.entry.take();
         let mut counted = Counted::default();
         if entry.is_some() {

@@ -206,6 +206,7 @@ impl Proxy {
             header: self.header_timeout,
             chunk: self.chunk_timeout,
         };
+        call.sending();
         let sent = upstream::send(&client, &target, headers, body, self.header_timeout).await;
         let response = or_tell!(sent);
         drop(share);

@@ -19,12 +19,13 @@ const CHECKPOINT_BOUND: Duration = Duration::from_secs(10);
 impl Drive {
     /// Keeps the workspace as it is now. Whatever comes of it, the turn ends: an event says what came.
     pub(super) async fn checkpoint(&mut self) {
+        let entered = self.app.checkpoints.gate.entered();
         self.working = None;
         let wanted = self.app.config.pod().checkpoints.mode == CheckpointMode::AfterTurn;
         if !wanted || !self.heard || self.app.shutdown.is_cancelled() {
             return;
         }
-        let cause = Cause::Turn(self.session.id().clone(), self.number);
+        let cause = Cause::Turn(self.session.id().clone(), self.number, entered);
         let taking = checkpoints::begin(&self.app, cause);
         let (text, detail) = match tokio::time::timeout(CHECKPOINT_BOUND, taking).await {
             Ok(Ok(Ok(checkpoint))) => {

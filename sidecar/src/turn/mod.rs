@@ -169,6 +169,8 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         (code, message) = link.stopped() => Some(Ok(End::failed(code, message))),
         end = drive.drive() => Some(Ok(end)),
     };
+    // Nobody listens from here on; a planned restart waits until what OpenCode stored is read.
+    let ending = drive.agent().router().ending();
     let end = match end {
         None => None,
         Some(Ok(end)) => Some(end),
@@ -193,6 +195,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
             End::Cancelled
         }
     };
+    drop(ending);
     // Before the end is recorded: the next turn may bind its own from then on.
     app.bindings.unbind(&oc_session);
     drive.checkpoint().await;

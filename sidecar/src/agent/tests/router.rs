@@ -173,6 +173,9 @@ async fn a_dropped_subscriber_blocks_nothing() {
         router.dispatch(idle("ses_a"), 10).await;
     }
     assert_eq!(began.elapsed(), Duration::from_millis(10));
+    let ending = router.ending();
+    assert!(!router.is_idle(), "a turn ends");
+    drop(ending);
     assert!(router.is_idle());
 }
 
