@@ -231,6 +231,10 @@ async fn the_provider_is_let_go_when_opencode_leaves() {
         while rig.count(Outcome::Aborted) == 0 {
             tokio::task::yield_now().await;
         }
+        // The provider had the request: leaving early is no way around a budget.
+        let spend = rig.ledger.spend();
+        assert_eq!((spend.calls, spend.estimated_calls), (1, 1));
+        assert!(spend.input_tokens > 0, "{spend:?}");
     }
 }
 
