@@ -191,7 +191,10 @@ impl Call {
     /// The answer arrived whole.
     pub(crate) fn completed(&mut self) {
         self.outcome = Outcome::of(self.status);
-        if let (Outcome::Ok, Some(digest)) = (self.outcome, &self.digest) {
+        // One that ends with an error is repeated with good reason.
+        if let (Outcome::Ok, Some(digest)) = (self.outcome, &self.digest)
+            && !self.meter.failed()
+        {
             self.shared.breaker.answered(self.caller(), digest);
         }
     }

@@ -173,9 +173,11 @@ fn readers_that_do_not_read_hold_up_nobody_and_cost_little() {
             );
             // A generous bound: this machine has other jobs. What is asked for stands in the docs.
             assert!(held.p99 < 5000, "p99 of {} ms", held.p99);
-            // One piece of history waits for each of those that do not read.
+            // One piece of history waits for each of those that do not read. Few readers tell little of each:
+            // what the process needs for itself is shared by them.
             let pieces = 512 * stalled as u64 / (awake + stalled) as u64;
-            assert!(held.each <= 32 + pieces, "{} KiB each", held.each);
+            let own = if long() { 32 } else { 128 };
+            assert!(held.each <= own + pieces, "{} KiB each", held.each);
         }
         stack.still_works().await;
     });

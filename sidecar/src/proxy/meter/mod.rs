@@ -104,6 +104,11 @@ impl Meter {
         }
     }
 
+    /// Whether the answer holds an error, as one that broke off does whose status was well.
+    pub(crate) fn failed(&self) -> bool {
+        self.scan.failed()
+    }
+
     /// What is known now: what the provider said, else the estimate. Nothing where it did not answer.
     pub(crate) fn tokens(&self) -> Tokens {
         let Told {

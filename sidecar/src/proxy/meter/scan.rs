@@ -30,6 +30,8 @@ pub(super) struct Scan {
     usage: Option<Usage>,
     found: Found,
     text: u64,
+    /// An error stood where the APIs have it.
+    failed: bool,
 }
 
 /// The last usage objects of each kind.
@@ -74,8 +76,14 @@ impl Scan {
         *self = Self {
             found: self.take_usage(),
             text: self.text,
+            failed: self.failed,
             ..Self::default()
         };
+    }
+
+    /// Whether an error stood in any value so far.
+    pub(super) fn failed(&self) -> bool {
+        self.failed
     }
 
     /// Bytes of answer since this was asked.
@@ -132,6 +140,7 @@ impl Scan {
     }
 
     fn opens(&mut self, object: bool) {
+        self.failed |= object && self.is_error();
         if object && self.usage.is_none() && self.is_usage() {
             self.usage = Some(Usage {
                 depth: self.depth,
@@ -189,6 +198,16 @@ impl Scan {
         }
     }
 
+    /// `error` of the value itself, or of its `response` (OpenAI responses).
+    fn is_error(&self) -> bool {
+        let [first, second] = &self.keys;
+        match self.depth {
+            1 => first == b"error",
+            2 => self.in_object() && first == b"response" && second == b"error",
+            _ => false,
+        }
+    }
+
     /// Whether a string here is text of the model, thinking and arguments of tools included.
     fn is_answer(&self) -> bool {
         let place = matches!(
@@ -221,6 +240,29 @@ mod tests {
         scan.feed(text.as_bytes());
         let Found { early, last } = scan.take_usage();
         (last.or(early), scan.take_text())
+    }
+
+    #[test]
+    fn errors_are_seen_where_the_apis_have_them() {
+        for (text, failed) in [
+            (r#"{"error":{"message":"no"}}"#, true),
+            (
+                r#"{"type":"error","error":{"type":"overloaded_error"}}"#,
+                true,
+            ),
+            (r#"{"response":{"error":{"code":"server_error"}}}"#, true),
+            (r#"{"response":{"error":null}}"#, false),
+            (
+                r#"{"choices":[{"delta":{"content":"\"error\":{}"}}]}"#,
+                false,
+            ),
+            (r#"{"choices":[{"error":{}}]}"#, false),
+        ] {
+            let mut scan = Scan::default();
+            scan.feed(text.as_bytes());
+            scan.next_value();
+            assert_eq!(scan.failed(), failed, "{text}");
+        }
     }
 
     #[test]
