@@ -368,7 +368,7 @@ podDisruptionBudget.maxUnavailable=0|/podDisruptionBudget/maxUnavailable
 serviceMonitor.interval=often|/serviceMonitor/interval
 serviceAccount.create=false|name an account of your own in serviceAccount.name
 T
-  ((lines == 27)) || die "only $lines lines were tried"
+  ((lines == 29)) || die "only $lines lines were tried"
 }
 
 makes_an_ed25519_key() {

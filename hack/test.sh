@@ -53,7 +53,7 @@ suite "clients" hack/clients-test.sh || true
 suite "images" deploy/images.sh build || finish
 suite "cluster" deploy/local/cluster.sh up || finish
 suite "load images" deploy/images.sh load || finish
-suite "chart" hack/chart-test.sh || finish
+suite "chart" hack/chart-test.sh || true
 suite "end to end" hack/e2e.sh || true
 suite "readme" hack/readme-test.sh || true
 finish
