@@ -47,7 +47,7 @@ where
     run_in_namespace(name, test);
 }
 
-/// The same, with no other test of this process beside it: for those that kill the operator.
+/// The same, with no other test of this process beside it: for those that kill the operator or need both cores.
 pub fn run_alone<F, Fut>(name: &str, test: F)
 where
     F: FnOnce(Namespace) -> Fut,

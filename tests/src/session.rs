@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, time::Duration};
 /// How long a pod may take to become ready on a busy machine.
 pub const READY: Duration = Duration::from_secs(90);
 /// How long a scripted turn may take on a busy machine.
-pub const TURN: Duration = Duration::from_secs(240);
+pub const TURN: Duration = Duration::from_secs(90);
 /// The key that the double accepts, unless a test says otherwise.
 pub const KEY: &str = "sk-test-0123456789";
 

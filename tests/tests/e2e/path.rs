@@ -6,7 +6,7 @@ use contract::{
 };
 use serde_json::json;
 use tests::{
-    Model, Session, eventually, run,
+    Model, Session, eventually, run, run_alone,
     session::{KEY, READY, TURN},
 };
 
@@ -196,7 +196,8 @@ fn the_second_turn_remembers_the_first_through_a_new_pod_and_a_suspension() {
 
 #[test]
 fn two_sessions_work_with_two_models_at_once_in_one_pod() {
-    run("models", |ns| async move {
+    // Two turns at once of ten calls each: with three more pods beside them they met the bound of a turn.
+    run_alone("models", |ns| async move {
         let first = Model::start(&ns, "first", KEY).await;
         let second = Model::start(&ns, "second", "sk-second-0123456789").await;
         ns.secret("first-key", "key", KEY).await;
