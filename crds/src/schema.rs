@@ -70,6 +70,40 @@ pub(crate) fn quantities(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
+/// A time that limits something.
+pub(crate) fn time_limit(_: &mut SchemaGenerator) -> Schema {
+    duration(
+        "duration(self) >= duration('1s') && duration(self) <= duration('168h')",
+        "must lie between 1s and 168h; write it as in 1h30m",
+    )
+}
+
+/// A time that limits something, or 0s for no limit.
+pub(crate) fn patience(_: &mut SchemaGenerator) -> Schema {
+    duration(
+        "duration(self) == duration('0s') || (duration(self) >= duration('1s') && duration(self) <= duration('168h'))",
+        "must be 0s or lie between 1s and 168h; write it as in 10m",
+    )
+}
+
+/// An age at which something is renewed, or 0s for never.
+pub(crate) fn age(_: &mut SchemaGenerator) -> Schema {
+    duration(
+        "duration(self) == duration('0s') || (duration(self) >= duration('1m') && duration(self) <= duration('8760h'))",
+        "must be 0s or lie between 1m and 8760h; write it as in 24h",
+    )
+}
+
+fn duration(rule: &str, message: &str) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 2,
+        "maxLength": 20,
+        "pattern": r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$",
+        "x-kubernetes-validations": [{"rule": rule, "message": message}],
+    })
+}
+
 /// A share of a volume.
 pub(crate) fn store_size(_: &mut SchemaGenerator) -> Schema {
     json_schema!({

@@ -17,9 +17,8 @@ with httpx.Client(timeout=httpx.Timeout(10, read=45)) as client:
                     break
                 source.response.raise_for_status()
                 for event in source.iter_sse():
-                    # Only what came whole: heartbeats have no id of their own.
-                    # And httpx-sse takes a lone `retry` for an event, which has no data.
-                    if event.event == "heartbeat" or not event.data:
+                    # Heartbeats have no id of their own: httpx-sse gives them the last one.
+                    if event.event == "heartbeat":
                         continue
                     got.append({"id": event.id, "event": event.event, "data": event.data})
                     last = event.id

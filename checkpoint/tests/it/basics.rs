@@ -95,7 +95,7 @@ fn a_change_in_the_same_instant_with_the_same_size_is_seen() {
 fn an_old_time_does_not_hide_a_change() {
     let place = Place::new();
     place.write("f", "aaaa");
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    place.settled("f");
     let first = place.take();
     let times = fs::FileTimes::new().set_modified(std::time::SystemTime::UNIX_EPOCH);
     let file = fs::File::options().write(true).open(place.w("f")).unwrap();

@@ -89,7 +89,7 @@ fn a_lying_cache_lies_only_about_what_is_checkpointed() {
     let place = Place::new();
     place.write("f", "f");
     place.write("g", "g");
-    std::thread::sleep(Duration::from_millis(250));
+    place.settled("g");
     let first = place.take();
     place.take();
     let cache = fs::read_dir(place.store(""))

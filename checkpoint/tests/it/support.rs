@@ -10,7 +10,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
-    time::Duration,
+    time::{Duration, UNIX_EPOCH},
 };
 
 pub(crate) struct Place {
@@ -48,6 +48,21 @@ impl Place {
         let path = self.w(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
+    }
+
+    /// Waits until a file is so old that a checkpoint trusts its times.
+    pub(crate) fn settled(&self, path: &str) {
+        // A hundred milliseconds are too young for the cache.
+        let old = Duration::from_millis(110);
+        let changed = fs::metadata(self.w(path)).unwrap();
+        let changed = UNIX_EPOCH
+            + Duration::new(
+                changed.ctime().try_into().unwrap(),
+                changed.ctime_nsec().try_into().unwrap(),
+            );
+        while changed.elapsed().is_ok_and(|age| age < old) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub(crate) fn take(&self) -> Taken {

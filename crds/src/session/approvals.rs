@@ -15,16 +15,7 @@ pub struct Approvals {
     pub policy: Vec<ApprovalRule>,
 
     /// How long somebody has to answer, as in `90s`, `10m`, `1h`.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) >= duration('1s') && duration(self) <= duration('168h')",
-                "message": "must lie between 1s and 168h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::time_limit")]
     pub timeout: String,
 
     /// What happens then. `deny`: the call does not run; the agent is told so and goes on. `allow`: it runs.

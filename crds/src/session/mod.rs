@@ -193,16 +193,7 @@ pub struct Limits {
 
     /// Longest turn, as in `90s`, `30m`, `1h` or `1h30m`; longer ones end with the reason
     /// `turn_timeout`.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) >= duration('1s') && duration(self) <= duration('168h')",
-                "message": "must lie between 1s and 168h; write it as in 1h30m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::time_limit")]
     pub turn_timeout: String,
 
     /// What all model calls of this pod may use, over all its sessions and restarts. When it is used up,

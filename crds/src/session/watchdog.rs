@@ -9,57 +9,21 @@ use serde::{Deserialize, Serialize};
 pub struct Watchdog {
     /// A turn that works and of which OpenCode says nothing, while no tool runs; it ends with the reason
     /// `agent_silent`.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) == duration('0s') || (duration(self) >= duration('1s') && duration(self) <= duration('168h'))",
-                "message": "must be 0s or lie between 1s and 168h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::patience")]
     pub silence: String,
 
     /// A tool that neither prints nor computes nor reads nor writes; the turn ends with the reason
     /// `tool_stalled`.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) == duration('0s') || (duration(self) >= duration('1s') && duration(self) <= duration('168h'))",
-                "message": "must be 0s or lie between 1s and 168h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::patience")]
     pub tool_idle: String,
 
     /// A turn that goes on after OpenCode said that it failed; it ends with that error.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) == duration('0s') || (duration(self) >= duration('1s') && duration(self) <= duration('168h'))",
-                "message": "must be 0s or lie between 1s and 168h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::patience")]
     pub after_error: String,
 
     /// An OpenCode that does not answer; it is restarted, and its turns end with the reason
     /// `agent_unresponsive`.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) == duration('0s') || (duration(self) >= duration('1s') && duration(self) <= duration('168h'))",
-                "message": "must be 0s or lie between 1s and 168h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::patience")]
     pub unresponsive: String,
 
     /// Model calls of one turn, those of sub-agents included; then it ends with the reason `loop`.
@@ -81,16 +45,7 @@ pub struct Watchdog {
     pub memory_percent: i32,
 
     /// Age at which OpenCode is restarted once no turn runs.
-    #[schemars(
-        length(min = 2, max = 20),
-        regex(pattern = r"^([0-9]{1,9}h)?([0-9]{1,9}m)?([0-9]{1,9}s)?$"),
-        extend("x-kubernetes-validations" = [
-            {
-                "rule": "duration(self) == duration('0s') || (duration(self) >= duration('1m') && duration(self) <= duration('8760h'))",
-                "message": "must be 0s or lie between 1m and 8760h; write it as in 10m",
-            },
-        ])
-    )]
+    #[schemars(schema_with = "crate::schema::age")]
     pub recycle_after: String,
 }
 

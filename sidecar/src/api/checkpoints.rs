@@ -8,9 +8,10 @@ use super::{
 };
 use crate::{
     agent::runner::DiffBounds,
-    app::{App, NewSession, TurnRequest},
+    app::{App, NewSession, StartError, TurnRequest},
     auth::Caller,
     checkpoints::{self, Cause, Failure},
+    store::BeginError,
 };
 use axum::{
     Extension, Json,
@@ -161,13 +162,14 @@ pub(super) async fn fork(
     super::name_session(&fork.session_id);
     // The same body for another checkpoint is another request.
     let idempotency = idempotency(&headers, &[id.as_bytes(), b"\n", &bytes].concat())?;
+    let _first = app.checkpoints.forks.lock().await;
     if let Some(told) = repeated_session(&app, &fork.session_id, idempotency.as_ref()).await? {
         return Ok((StatusCode::CREATED, Json(told)));
     }
     let checkpoint = find(&app, &id)?;
     going_on(&app)?;
     if app.store.get(&fork.session_id).is_some() {
-        return Err(crate::store::BeginError::Exists.into());
+        return Err(BeginError::Exists.into());
     }
     app.check_model(fork.model_config.as_ref())?;
     let conversation = checkpoints::conversation(&app, &checkpoint).await?;
@@ -183,7 +185,7 @@ pub(super) async fn fork(
         id: fork.session_id,
         model_config: fork.model_config,
         system_prompt: fork.system_prompt,
-        conversation,
+        conversation: conversation.clone(),
     };
     let request = TurnRequest {
         prompt: fork.prompt,
@@ -191,7 +193,17 @@ pub(super) async fn fork(
         idempotency,
         trace: trace.0,
     };
-    let session = app.create_session(new, request).await?;
+    let session = match app.create_session(new, request).await {
+        Ok(session) => session,
+        Err(error) => {
+            // What the journal could not take may be there all the same, and needs its conversation.
+            let journal = matches!(error, StartError::Begin(BeginError::Journal(_)));
+            if let Some(copy) = conversation.filter(|_| !journal) {
+                app.agent.opencode().forget_session(&copy).await;
+            }
+            return Err(error.into());
+        }
+    };
     tracing::info!(session_id = %session.id(), checkpoint_id = id, "forked");
     Ok((StatusCode::CREATED, Json(app.told(&session))))
 }

@@ -76,6 +76,8 @@ pub(crate) fn router(app: Arc<App>) -> axum::Router {
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn(to_its_end))
+        // Within the authentication: who has no token cannot fill the queue of spans.
+        .layer(from_fn_with_state(Arc::clone(&app), traced))
         .layer(from_fn_with_state(Arc::clone(&app), authenticate))
         .layer(from_fn_with_state(Arc::clone(&app), request_id))
         .with_state(app)
@@ -144,19 +146,24 @@ async fn to_its_end(request: Request, next: Next) -> Response {
 #[derive(Clone, Debug)]
 struct TraceParent(Option<String>);
 
+/// The pattern of a request's path, not what callers put into it: that may be anything.
+fn route(request: &Request) -> String {
+    let matched = request.extensions().get::<MatchedPath>();
+    matched.map_or("-", MatchedPath::as_str).to_owned()
+}
+
 /// The span of a request that changes something, within the caller's trace. A malformed or repeated
 /// header begins a trace of its own.
-fn request_span(app: &App, request: &Request, route: &str) -> Span {
-    let headers = request.headers();
-    if *request.method() == Method::GET {
+fn request_span(app: &App, request: &Request) -> Span {
+    if *request.method() == Method::GET || OPEN.contains(&request.uri().path()) {
         return Span::default();
     }
-    let mut given = headers.get_all("traceparent").iter();
+    let mut given = request.headers().get_all("traceparent").iter();
     let parent = match (given.next(), given.next()) {
         (Some(value), None) => value.to_str().ok().and_then(Parent::parse),
         _ => None,
     };
-    let method = request.method().as_str();
+    let (method, route) = (request.method().as_str(), route(request));
     app.calls.traces().begin(
         || format!("{method} {route}"),
         Kind::Server,
@@ -165,38 +172,19 @@ fn request_span(app: &App, request: &Request, route: &str) -> Span {
         || {
             vec![
                 KeyValue::new("http.request.method", method.to_owned()),
-                KeyValue::new("http.route", route.to_owned()),
+                KeyValue::new("http.route", route.clone()),
             ]
         },
     )
 }
 
-/// Takes the caller's request id if it is a short plain one, else makes one. Every log line of the
-/// request has it; so has the line that says how it was answered.
-async fn request_id(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
-        .get(REQUEST_ID)
-        .and_then(|value| value.to_str().ok())
-        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
-        .map(str::to_owned);
-    let id = given.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-    let method = request.method().clone();
-    let open = OPEN.contains(&request.uri().path());
-    // The pattern of the path, not what callers put into it: that may be anything.
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or("-", MatchedPath::as_str)
-        .to_owned();
-    let span = tracing::info_span!("request", request_id = id, session_id = field::Empty);
-    let mut trace = request_span(&app, &request, &route);
+/// Opens the request's span and tells the handler of it.
+async fn traced(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let mut trace = request_span(&app, &request);
     let parent = trace.parent().map(|parent| parent.header());
     request.extensions_mut().insert(TraceParent(parent));
-    let began = Instant::now();
-    let mut response = { next.run(request).instrument(span.clone()).await };
+    let response = next.run(request).await;
     let status = response.status();
-    app.metrics.answered(&method, status);
     trace.set(|| {
         vec![KeyValue::new(
             "http.response.status_code",
@@ -206,7 +194,27 @@ async fn request_id(State(app): State<Arc<App>>, mut request: Request, next: Nex
     if status.is_server_error() {
         trace.failed("5xx");
     }
-    drop(trace);
+    response
+}
+
+/// Takes the caller's request id if it is a short plain one, else makes one. Every log line of the
+/// request has it; so has the line that says how it was answered.
+async fn request_id(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| (1..=128).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_graphic()))
+        .map(str::to_owned);
+    let id = given.unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+    let method = request.method().clone();
+    let open = OPEN.contains(&request.uri().path());
+    let route = route(&request);
+    let span = tracing::info_span!("request", request_id = id, session_id = field::Empty);
+    let began = Instant::now();
+    let mut response = { next.run(request).instrument(span.clone()).await };
+    let status = response.status();
+    app.metrics.answered(&method, status);
     span.in_scope(|| {
         let ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         let status = status.as_u16();

@@ -68,7 +68,8 @@ pub(super) async fn stream(
     if cursor.is_some() && at_end && !active && !params.follow {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let mut first = format!(": session {id}\nretry: {}\n\n", retry_ms());
+    // No empty line: it would end a block without data, and some clients take that for an event.
+    let mut first = format!(": session {id}\nretry: {}\n", retry_ms());
     if let Some(gap) = gap {
         app.metrics.gap(&gap);
         let event = Event {
@@ -166,7 +167,7 @@ impl Live {
                 _ = self.heartbeat.tick() => {
                     return Some(Bytes::from(format!("event: heartbeat\ndata: {{\"ts\":\"{}\"}}\n\n", now())));
                 }
-                _ = self.comment.tick() => return Some(Bytes::from_static(b":\n\n")),
+                _ = self.comment.tick() => return Some(Bytes::from_static(b":\n")),
             }
         }
     }

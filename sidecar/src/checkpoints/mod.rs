@@ -46,6 +46,8 @@ pub(crate) struct Keeper {
     pub(crate) metrics: CheckpointMetrics,
     /// Held by whoever changes the store, the workspace or the list.
     order: Arc<AsyncMutex<()>>,
+    /// Held by a fork: one that is repeated waits for the first, and gets its answer.
+    pub(crate) forks: AsyncMutex<()>,
     /// Comparisons and patches: each may take tens of megabytes here.
     reading: Semaphore,
     seen: Mutex<Seen>,
@@ -79,6 +81,7 @@ impl Keeper {
             gate: Gate::new(),
             metrics: CheckpointMetrics::new(),
             order: Arc::default(),
+            forks: AsyncMutex::default(),
             reading: Semaphore::new(1),
             seen: Mutex::default(),
         }

@@ -149,6 +149,14 @@ impl World {
         String::from_utf8(said).unwrap()
     }
 
+    fn metrics(&self) -> String {
+        let mut registry = Registry::default();
+        self.egress.metrics.register(&mut registry);
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        text
+    }
+
     async fn connect(&self, to: &str) -> String {
         self.say(&format!("CONNECT {to} HTTP/1.1\r\n\r\n"), "\r\n\r\n")
             .await
@@ -241,10 +249,7 @@ async fn everything_else_is_refused_with_what_to_do() {
             .all(|host| host.ends_with(".test")),
         "what is not listed is not even looked up: names can carry data out"
     );
-    let mut registry = Registry::default();
-    world.egress.metrics.register(&mut registry);
-    let mut text = String::new();
-    prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+    let text = world.metrics();
     assert!(
         text.contains(r#"egress_decisions_total{decision="not_listed"} 4"#),
         "{text}"
@@ -276,4 +281,38 @@ async fn too_many_and_silent_callers_hold_up_nobody_and_the_end_is_prompt() {
         .await
         .expect("prompt")
         .unwrap();
+}
+
+/// Who holds every place and asks for more gets no task and no socket of ours for it.
+#[tokio::test]
+async fn a_flood_is_turned_away_without_a_word_and_counted() {
+    let world = world(EgressMode::ProxyOnly).await;
+    let mut open = Vec::new();
+    for _ in 0..128 {
+        open.push(TcpStream::connect(world.proxy).await.unwrap());
+    }
+    // They neither ask nor go: each refusal in words lasts until its time is up.
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        flood.push(TcpStream::connect(world.proxy).await.unwrap());
+    }
+    let mut without_a_word = 0;
+    for stream in &mut flood {
+        let mut said = Vec::new();
+        let read = timeout(Duration::from_secs(10), stream.read_to_end(&mut said));
+        // A reset is a close too.
+        let _ = read.await.expect("answered or closed in time");
+        if said.is_empty() {
+            without_a_word += 1;
+        } else {
+            assert!(said.starts_with(b"HTTP/1.1 503"), "{said:?}");
+        }
+    }
+    assert!(without_a_word >= 100, "{without_a_word} of 200");
+    let text = world.metrics();
+    let counted = r#"egress_decisions_total{decision="busy"} 200"#;
+    assert!(text.contains(counted), "{text}");
+    drop(open);
+    let again = async { while !world.connect("good.test:443").await.contains(" 200 ") {} };
+    timeout(Duration::from_secs(10), again).await.unwrap();
 }

@@ -1,6 +1,7 @@
 //! Checkpoints of the workspace, with the real agent as the one who changes it.
 
 use crate::{
+    callers::post,
     reader::{Reader, speaks},
     stack::{LONG, Setup, Stack, TOKEN, run},
 };
@@ -228,7 +229,9 @@ async fn prompts(stack: &Stack, id: &SessionId) -> Vec<String> {
 #[test]
 fn a_fork_goes_on_from_where_the_checkpoint_was() {
     run(async {
-        let stack = Stack::start(setup(json!({}))).await;
+        let mut setup = setup(json!({}));
+        setup.config["limits"]["maxConcurrentSessions"] = json!(1);
+        let stack = Stack::start(setup).await;
         let (id, mut reader) = stack
             .play("REMEMBER: the first SCENARIO:write a.txt <<<one\n>>>")
             .await;
@@ -276,6 +279,32 @@ fn a_fork_goes_on_from_where_the_checkpoint_was() {
             "{heard:?}"
         );
         assert_eq!(file(&stack, "a.txt").as_deref(), Some("mine\n"));
+        // Sent several times at once it is one fork.
+        let (fourth, path) = (stack.id(), "/checkpoints/c2/fork");
+        let body = serde_json::to_string(&fork(&fourth, Some(false))).unwrap();
+        let conversations = async || {
+            let all = stack.ask_opencode("/session").await;
+            all.as_array().unwrap().len()
+        };
+        let before = conversations().await;
+        let send = || {
+            let request = post(&stack, path, body.clone());
+            request.header("idempotency-key", "walrus").send()
+        };
+        for answer in futures::future::join_all([send(), send(), send(), send()]).await {
+            let answer = answer.unwrap();
+            assert_eq!(answer.status(), 201, "{:?}", answer.text().await);
+        }
+        assert_eq!(conversations().await, before + 1);
+        stack.read_turn(&mut Reader::default(), &fourth).await;
+        // One that is refused leaves nothing behind.
+        let busy = stack.begin("SCENARIO:slow 2000 20").await;
+        let before = conversations().await;
+        let refused = fork(&stack.id(), Some(false));
+        let refused = stack.client.fork("c2", &refused).await;
+        assert_eq!(code(refused), ErrorCode::TooManySessions);
+        assert_eq!(conversations().await, before);
+        stack.client.cancel(&busy).await.unwrap();
         // It goes on like any other, also for a new process.
         stack.kill_sidecar();
         stack.start_sidecar();

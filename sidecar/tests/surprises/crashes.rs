@@ -59,6 +59,7 @@ async fn killed(stack: &Stack, prompt: &str, when: impl Fn(&Reader) -> bool) {
 fn a_killed_sidecar_goes_on_where_it_was() {
     run(async {
         let stack = Stack::start(Setup::default()).await;
+        let opencode = stack.opencode().await;
         // Before OpenCode has the prompt, or just after.
         killed(&stack, "SCENARIO:slow 30 20", |reader| {
             !reader.events.is_empty()
@@ -77,6 +78,7 @@ fn a_killed_sidecar_goes_on_where_it_was() {
         };
         killed(&stack, prompt, in_second_call).await;
         stack.still_works().await;
+        assert_eq!(stack.opencode().await, opencode, "never started anew");
     });
 }
 
@@ -135,7 +137,7 @@ fn a_killed_opencode_ends_its_turn_and_remembers() {
         process::kill(stack.opencode().await);
         stack.read_turn(&mut reader, &id).await;
         let error = reader.failed(TurnError::AgentDied);
-        assert!(error.error.contains("killed"), "{error:?}");
+        assert!(error.fatal && error.error.contains("killed"), "{error:?}");
         stack.play_on(&id, &mut reader, "SCENARIO:recall").await;
         assert!(
             reader.complete().final_message.contains("walrus"),

@@ -4,8 +4,9 @@ use crate::{
     reader::{End, Reader, speaks},
     stack::{Setup, Stack, run},
 };
-use contract::{client::ClientError, event::TurnError};
-use std::time::Duration;
+use contract::{ErrorCode, client::ClientError, event::TurnError};
+use serde_json::json;
+use std::{fs, time::Duration};
 use tokio::time::{Instant, timeout};
 
 fn on(name: &'static str, size: &'static str) -> Setup {
@@ -43,8 +44,15 @@ async fn recovers(stack: &Stack) {
 #[test]
 fn a_full_journal_ends_turns_and_recovers_with_space() {
     run(async {
-        let stack = Stack::start(on("journal", "16m")).await;
-        stack.still_works().await;
+        let setup = on("journal", "16m").config(json!({
+            "limits": {"maxConcurrentSessions": 10, "turnTimeoutSeconds": 600},
+            "checkpoints": {},
+        }));
+        let stack = Stack::start(setup).await;
+        let file = stack.dir.join("workspace/a.txt");
+        let now = || fs::read_to_string(&file).unwrap();
+        stack.play("SCENARIO:write a.txt <<<one\n>>>").await;
+        stack.play("SCENARIO:write a.txt <<<two\n>>>").await;
         let id = stack.begin("SCENARIO:slow 4000 20").await;
         let mut reader = Reader::default();
         stack.read(&mut reader, &id, speaks).await;
@@ -56,15 +64,19 @@ fn a_full_journal_ends_turns_and_recovers_with_space() {
             let refused = stack.create(&stack.id(), "SCENARIO:hello").await;
             match refused {
                 Err(ClientError::Api { status: 503, body }) => {
-                    assert_eq!(
-                        body.details.code,
-                        contract::ErrorCode::JournalUnavailable,
-                        "{body:?}"
-                    );
+                    assert_eq!(body.details.code, ErrorCode::JournalUnavailable, "{body:?}");
                 }
                 other => panic!("{other:?}"),
             }
         }
+        // A restore that is not on record is none.
+        match stack.client.restore("c1").await {
+            Err(ClientError::Api { body, .. }) => {
+                assert_eq!(body.details.code, ErrorCode::JournalUnavailable, "{body:?}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(now(), "two\n");
         let ready = stack.http.get(stack.url("/ready")).send().await.unwrap();
         assert_eq!(ready.status(), 503);
         assert!(ready.text().await.unwrap().contains("journal"));
@@ -73,6 +85,9 @@ fn a_full_journal_ends_turns_and_recovers_with_space() {
 
         stack.free_volume("journal");
         recovers(&stack).await;
+        assert_eq!(now(), "two\n");
+        stack.client.restore("c1").await.unwrap();
+        assert_eq!(now(), "one\n");
         stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
         reader.complete();
         // Nobody runs a turn now, so all places are free.

@@ -15,6 +15,7 @@ use contract::{
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::time::Duration;
+use tokio::time::Instant;
 
 fn config(approvals: Value) -> Value {
     json!({
@@ -181,9 +182,15 @@ fn what_nobody_answers_is_refused_in_time_and_the_agent_goes_on() {
         assert!(!stack.dir.join("workspace/never").exists());
 
         let rules = json!({"policy": ask, "timeoutSeconds": 2, "onTimeout": "allow"});
+        // Nothing but the log tells that the file was read again.
+        let changes = || stack.logged("\"configuration changed\"");
+        let before = changes();
         configure(&stack.dir, &stack.model.base_url(), config(rules));
-        // In force once the file was read again.
-        tokio::time::sleep(Duration::from_secs(2)).await;
+        let patience = Instant::now() + LONG;
+        while changes() == before {
+            assert!(Instant::now() < patience, "{}", stack.logs());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         stack
             .play_on(&id, &mut reader, "SCENARIO:bash <<<touch allowed>>>")
             .await;

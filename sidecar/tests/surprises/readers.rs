@@ -4,7 +4,7 @@
 
 use crate::{
     reader::Reader,
-    stack::{LONG, Setup, Stack, TOKEN, run},
+    stack::{LONG, Setup, Stack, TOKEN, run, run_alone},
 };
 use contract::{Cursor, SessionId};
 use jiff::Timestamp;
@@ -143,7 +143,7 @@ async fn round(stack: &Stack, id: &SessionId, awake: usize, stalled: usize, word
 
 #[test]
 fn readers_that_do_not_read_hold_up_nobody_and_cost_little() {
-    run(async {
+    run_alone(async {
         let stack = Stack::start(Setup::default()).await;
         // Several MiB of history, so that who does not read is really behind.
         let (id, _) = stack.play("SCENARIO:long 20000").await;

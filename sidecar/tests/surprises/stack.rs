@@ -27,7 +27,7 @@ use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixStream,
     runtime::Runtime,
-    sync::{OnceCell, Semaphore},
+    sync::{OnceCell, RwLock, Semaphore},
     time::{Instant, timeout},
 };
 
@@ -47,12 +47,25 @@ static RUNTIME: LazyLock<Runtime> = LazyLock::new(|| {
 });
 /// Stacks that start at once: each costs a core for seconds.
 static PLACES: Semaphore = Semaphore::const_new(2);
+/// Held for writing by a test that measures.
+static ALONE: RwLock<()> = RwLock::const_new(());
 static SHARED: OnceCell<Stack> = OnceCell::const_new();
 static NAMES: AtomicU32 = AtomicU32::new(0);
 
-/// Runs a test.
+/// Runs a test beside others: most of them wait most of their time.
 pub(crate) fn run(test: impl Future<Output = ()>) {
-    RUNTIME.block_on(test);
+    RUNTIME.block_on(async {
+        let _beside = ALONE.read().await;
+        test.await;
+    });
+}
+
+/// Runs a test that measures, and for that has the machine to itself.
+pub(crate) fn run_alone(test: impl Future<Output = ()>) {
+    RUNTIME.block_on(async {
+        let _alone = ALONE.write().await;
+        test.await;
+    });
 }
 
 /// How a stack differs from the usual one.
@@ -228,6 +241,12 @@ impl Stack {
             )
         };
         ["sidecar.log", "runner.log"].map(last).concat()
+    }
+
+    /// How many lines of the sidecar's log hold this.
+    pub(crate) fn logged(&self, text: &str) -> usize {
+        let log = fs::read_to_string(self.dir.join("sidecar.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(text)).count()
     }
 
     // --- Sessions ---------------------------------------------------------------------------

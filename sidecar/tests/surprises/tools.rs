@@ -2,12 +2,15 @@
 
 use crate::{
     reader::Reader,
-    stack::{run, shared},
+    stack::{LONG, TOKEN, run, shared},
 };
 use contract::{
     EventBody,
     event::{OutputSource, ToolResult},
+    session::Diff,
 };
+use std::time::Duration;
+use tokio::time::Instant;
 
 fn results(reader: &Reader) -> Vec<&ToolResult> {
     reader
@@ -57,6 +60,34 @@ fn what_breaks_naive_readers_comes_through_unchanged() {
         ] {
             assert!(text.contains(piece), "{piece:?} in {text:?}");
         }
+    });
+}
+
+#[test]
+fn what_a_turn_changed_is_told_as_names_and_as_a_patch() {
+    run(async {
+        let stack = shared().await;
+        let prompt = "SCENARIO:bash <<<echo walrus >changed.txt>>>";
+        let (id, reader) = stack.play(prompt).await;
+        let changed = &reader.complete().files_modified;
+        assert!(
+            changed.iter().any(|file| file == "changed.txt"),
+            "{changed:?}"
+        );
+        // OpenCode computes the difference a moment after the turn's end.
+        let url = stack.url(&format!("/sessions/{id}/diff"));
+        let deadline = Instant::now() + LONG;
+        let file = loop {
+            let answer = stack.http.get(&url).bearer_auth(TOKEN).send().await;
+            let diff: Diff = answer.unwrap().json().await.unwrap();
+            if let Some(file) = diff.files.iter().find(|file| file.path == "changed.txt") {
+                break file.clone();
+            }
+            assert!(Instant::now() < deadline, "{diff:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
+        assert_eq!(file.status, "added");
+        assert!(file.patch.contains("+walrus"), "{file:?}");
     });
 }
 

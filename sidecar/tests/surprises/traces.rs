@@ -59,6 +59,11 @@ fn one_trace_joins_caller_turn_model_calls_and_tools() {
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
             .env("OTEL_BSP_SCHEDULE_DELAY", 100);
         let stack = Stack::start(setup).await;
+        // Who has no token makes no spans, or could fill the queue with them.
+        for path in ["/sessions", "/ready"] {
+            let refused = stack.http.post(stack.url(path)).send().await.unwrap();
+            assert!(refused.status().is_client_error(), "{path}");
+        }
         let trace = "0af7651916cd43dd8448eb211c80319c";
         let body = json!({
             "session_id": "wombat",
@@ -95,6 +100,7 @@ fn one_trace_joins_caller_turn_model_calls_and_tools() {
             found[0]
         };
         let request = one("POST /sessions");
+        assert!(!spans.iter().any(|span| span.name.contains("/ready")));
         assert_eq!(hex(&request.parent_span_id), "b7ad6b7169203331");
         let turn = one("invoke_agent opencode");
         assert_eq!(turn.parent_span_id, request.span_id);
