@@ -178,6 +178,7 @@ impl Double {
                 ));
             }
             "endless line" => {
+                self.run(id, |run| run.busy = true);
                 self.say(&b"data: {\"type\":\"message.updated\",\"properties\":{\"x\":\""[..]);
                 let piece = Bytes::from(vec![b'x'; 1024 * 1024]);
                 for _ in 0..300 {
@@ -188,6 +189,7 @@ impl Double {
                 self.answer(id, user, "after the endless line");
             }
             "flood" => {
+                self.run(id, |run| run.busy = true);
                 for n in 0..100_000 {
                     let part = json!({"id": format!("prt_{n}"), "messageID": "msg_other", "sessionID": "ses_other",
                         "type": "text", "text": "flood ".repeat(20)});
@@ -223,6 +225,7 @@ impl Double {
             "time": {"start": 1, "end": 2}});
         self.run(id, |run| {
             run.messages.push(json!({"info": info, "parts": [part]}));
+            run.busy = false;
         });
         self.say(event(
             "message.updated",
