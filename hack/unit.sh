@@ -12,7 +12,5 @@ export RUNNER_BIN=$CARGO_TARGET_DIR/debug/opencode-runner
 if [ -n "${LONG:-}" ]; then
   export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
-# Tests with real processes wait much of their time. More at once than twice the cores gain nothing.
-export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$((2 * $(nproc)))}
 # All of them: one failure is not to hide another.
 cargo test --locked --no-fail-fast --workspace --exclude tests -- "$@"
