@@ -53,7 +53,7 @@ impl Place {
     /// Waits until a file is so old that a checkpoint trusts its times.
     pub(crate) fn settled(&self, path: &str) {
         // A hundred milliseconds are too young for the cache.
-        let old = Duration::from_millis(110);
+        let old = Duration::from_millis(150);
         let changed = fs::metadata(self.w(path)).unwrap();
         let changed = UNIX_EPOCH
             + Duration::new(

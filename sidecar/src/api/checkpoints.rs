@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     agent::runner::DiffBounds,
-    app::{App, NewSession, StartError, TurnRequest},
+    app::{App, NewSession, TurnRequest},
     auth::Caller,
     checkpoints::{self, Cause, Failure},
     store::BeginError,
@@ -162,7 +162,7 @@ pub(super) async fn fork(
     super::name_session(&fork.session_id);
     // The same body for another checkpoint is another request.
     let idempotency = idempotency(&headers, &[id.as_bytes(), b"\n", &bytes].concat())?;
-    let _first = app.checkpoints.forks.lock().await;
+    let _first = app.checkpoints.fork().await?;
     if let Some(told) = repeated_session(&app, &fork.session_id, idempotency.as_ref()).await? {
         return Ok((StatusCode::CREATED, Json(told)));
     }
@@ -181,6 +181,7 @@ pub(super) async fn fork(
         }
         return Err(failure.into());
     }
+    let new_id = fork.session_id.clone();
     let new = NewSession {
         id: fork.session_id,
         model_config: fork.model_config,
@@ -196,9 +197,12 @@ pub(super) async fn fork(
     let session = match app.create_session(new, request).await {
         Ok(session) => session,
         Err(error) => {
-            // What the journal could not take may be there all the same, and needs its conversation.
-            let journal = matches!(error, StartError::Begin(BeginError::Journal(_)));
-            if let Some(copy) = conversation.filter(|_| !journal) {
+            // What was not recorded in time may be there all the same, and needs its conversation.
+            let begun = app.store.get(&new_id);
+            let needs = |copy: &String| {
+                begun.is_some_and(|session| session.created.opencode_session == *copy)
+            };
+            if let Some(copy) = conversation.filter(|copy| !needs(copy)) {
                 app.agent.opencode().forget_session(&copy).await;
             }
             return Err(error.into());

@@ -25,6 +25,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+/// A comment that ends no block.
+const COMMENT_LINE: &[u8] = b":\n";
 /// How often a comment shows that the connection lives.
 const COMMENT: Duration = Duration::from_secs(10);
 /// How often a `heartbeat` event does.
@@ -68,8 +70,7 @@ pub(super) async fn stream(
     if cursor.is_some() && at_end && !active && !params.follow {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    // No empty line: it would end a block without data, and some clients take that for an event.
-    let mut first = format!(": session {id}\nretry: {}\n", retry_ms());
+    let mut first = greeting(&id, retry_ms());
     if let Some(gap) = gap {
         app.metrics.gap(&gap);
         let event = Event {
@@ -110,6 +111,12 @@ pub(super) async fn stream(
     );
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// The first lines of a stream. No empty line: it would end a block without data, and some clients take
+/// that for an event.
+fn greeting(id: &str, retry_ms: u64) -> String {
+    format!(": session {id}\nretry: {retry_ms}\n")
 }
 
 fn ticks(every: Duration) -> Interval {
@@ -167,8 +174,20 @@ impl Live {
                 _ = self.heartbeat.tick() => {
                     return Some(Bytes::from(format!("event: heartbeat\ndata: {{\"ts\":\"{}\"}}\n\n", now())));
                 }
-                _ = self.comment.tick() => return Some(Bytes::from_static(b":\n")),
+                _ = self.comment.tick() => return Some(Bytes::from_static(COMMENT_LINE)),
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_but_an_event_ends_a_block() {
+        for lines in [greeting("wombat", 7).as_bytes(), COMMENT_LINE] {
+            assert!(lines.ends_with(b"\n") && !lines.windows(2).any(|two| two == b"\n\n"));
         }
     }
 }

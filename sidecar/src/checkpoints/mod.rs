@@ -33,7 +33,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::{
-    sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, SemaphorePermit},
+    sync::{Mutex as AsyncMutex, MutexGuard, OwnedMutexGuard, Semaphore, SemaphorePermit},
     task::JoinHandle,
 };
 
@@ -47,7 +47,7 @@ pub(crate) struct Keeper {
     /// Held by whoever changes the store, the workspace or the list.
     order: Arc<AsyncMutex<()>>,
     /// Held by a fork: one that is repeated waits for the first, and gets its answer.
-    pub(crate) forks: AsyncMutex<()>,
+    forks: AsyncMutex<()>,
     /// Comparisons and patches: each may take tens of megabytes here.
     reading: Semaphore,
     seen: Mutex<Seen>,
@@ -108,14 +108,23 @@ impl Keeper {
     }
 
     async fn order(&self) -> Result<OwnedMutexGuard<()>, Failure> {
-        let order = Arc::clone(&self.order).lock_owned();
-        tokio::time::timeout(ORDER_WAIT, order).await.map_err(|_| {
-            Failure::new(
-                ErrorCode::CheckpointFailed,
-                "other work on checkpoints takes long; try again",
-            )
-        })
+        in_time(Arc::clone(&self.order).lock_owned()).await
     }
+
+    /// The right to fork, until the guard is dropped.
+    pub(crate) async fn fork(&self) -> Result<MutexGuard<'_, ()>, Failure> {
+        in_time(self.forks.lock()).await
+    }
+}
+
+/// Waits for others that work on checkpoints.
+async fn in_time<T>(turn: impl Future<Output = T>) -> Result<T, Failure> {
+    tokio::time::timeout(ORDER_WAIT, turn).await.map_err(|_| {
+        Failure::new(
+            ErrorCode::CheckpointFailed,
+            "other work on checkpoints takes long; try again",
+        )
+    })
 }
 
 /// The checkpoint of this id.

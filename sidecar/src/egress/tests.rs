@@ -140,7 +140,8 @@ impl World {
         let mut said = Vec::new();
         let read = async {
             while enough.is_empty() || !String::from_utf8_lossy(&said).contains(enough) {
-                if stream.read_buf(&mut said).await.unwrap() == 0 {
+                // A flood's end may still be refused by a reset.
+                if !matches!(stream.read_buf(&mut said).await, Ok(1..)) {
                     return;
                 }
             }

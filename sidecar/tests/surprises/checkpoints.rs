@@ -299,6 +299,7 @@ fn a_fork_goes_on_from_where_the_checkpoint_was() {
         stack.read_turn(&mut Reader::default(), &fourth).await;
         // One that is refused leaves nothing behind.
         let busy = stack.begin("SCENARIO:slow 2000 20").await;
+        stack.read(&mut Reader::default(), &busy, speaks).await;
         let before = conversations().await;
         let refused = fork(&stack.id(), Some(false));
         let refused = stack.client.fork("c2", &refused).await;

@@ -8,6 +8,7 @@ use crate::{
 use contract::{
     EventBody,
     event::{OutputSource, TurnError},
+    session::SessionState,
 };
 use rustix::process::Signal;
 use std::time::Duration;
@@ -134,7 +135,8 @@ fn a_killed_opencode_ends_its_turn_and_remembers() {
         stack
             .read(&mut reader, &id, |reader| words(reader) > 3)
             .await;
-        process::kill(stack.opencode().await);
+        let (before, first) = stack.process().await;
+        process::kill(first);
         stack.read_turn(&mut reader, &id).await;
         let error = reader.failed(TurnError::AgentDied);
         assert!(error.fatal && error.error.contains("killed"), "{error:?}");
@@ -144,6 +146,10 @@ fn a_killed_opencode_ends_its_turn_and_remembers() {
             "{:?}",
             reader.complete()
         );
+        let told = stack.client.session(&id).await.unwrap();
+        assert_eq!(told.status, SessionState::Completed);
+        let (after, second) = stack.process().await;
+        assert!(after > before && second != first);
 
         // In a tool: what the tool started goes with it.
         let id = stack

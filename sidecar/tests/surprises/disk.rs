@@ -69,7 +69,7 @@ fn a_full_journal_ends_turns_and_recovers_with_space() {
                 other => panic!("{other:?}"),
             }
         }
-        // A restore that is not on record is none.
+        // No restore without a checkpoint of what is there now.
         match stack.client.restore("c1").await {
             Err(ClientError::Api { body, .. }) => {
                 assert_eq!(body.details.code, ErrorCode::JournalUnavailable, "{body:?}");

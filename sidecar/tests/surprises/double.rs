@@ -188,8 +188,8 @@ impl Double {
                 self.say(&b"\"}}\n\n"[..]);
                 self.answer(id, user, "after the endless line");
             }
-            "flood" => {
-                self.run(id, |run| run.busy = true);
+            "flood" | "flood, idle" => {
+                self.run(id, |run| run.busy = prompt == "flood");
                 for n in 0..100_000 {
                     let part = json!({"id": format!("prt_{n}"), "messageID": "msg_other", "sessionID": "ses_other",
                         "type": "text", "text": "flood ".repeat(20)});

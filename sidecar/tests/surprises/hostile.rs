@@ -49,6 +49,8 @@ fn an_opencode_that_lies_ends_turns_and_harms_nobody() {
         assert!(!all.contains("STOLEN"), "{all}");
         assert!(all.len() < 200_000, "{} bytes of lies", all.len());
         answers(&stack, "flood", "after the flood").await;
+        // One that says that it is idle while it floods may be given up, or not.
+        ends(&stack, "flood, idle", 60).await.end();
         answers(&stack, "endless line", "after the endless line").await;
         answers(&stack, "hello again", "hello again").await;
 

@@ -20,7 +20,10 @@ pub(crate) fn configure(dir: &Path, endpoint: &str, mut config: Value) {
     for (name, value) in base.as_object().unwrap() {
         config[name] = value.clone();
     }
-    fs::write(dir.join("config/config.json"), config.to_string()).unwrap();
+    // In one step, as the kubelet does it.
+    let (new, file) = (dir.join("config/.new"), dir.join("config/config.json"));
+    fs::write(&new, config.to_string()).unwrap();
+    fs::rename(new, file).unwrap();
 }
 
 /// Puts a folder on a small volume: `full-NAME`, with the folder a link into it.

@@ -60,7 +60,7 @@ pub(crate) fn run(test: impl Future<Output = ()>) {
     });
 }
 
-/// Runs a test that measures, and for that has the machine to itself.
+/// Runs a test that measures: no other test of this suite works meanwhile.
 pub(crate) fn run_alone(test: impl Future<Output = ()>) {
     RUNTIME.block_on(async {
         let _alone = ALONE.write().await;
@@ -416,11 +416,17 @@ impl Stack {
 
     /// OpenCode's pid.
     pub(crate) async fn opencode(&self) -> u32 {
+        self.process().await.1
+    }
+
+    /// How often OpenCode was started, and its pid.
+    pub(crate) async fn process(&self) -> (u64, u32) {
         match self.ask_runner(&Request::Watch).await {
             Reply::State(State {
+                generation,
                 phase: Phase::Running { pid },
                 ..
-            }) => pid,
+            }) => (generation, pid),
             other => panic!("OpenCode does not run: {other:?}\n{}", self.logs()),
         }
     }

@@ -1,14 +1,17 @@
 //! What tools and models say, however they say it.
 
 use crate::{
+    approvals::{answer, approvals, ask},
     reader::Reader,
-    stack::{LONG, TOKEN, run, shared},
+    stack::{LONG, Setup, Stack, TOKEN, run, shared},
 };
 use contract::{
     EventBody,
+    approval::Decision,
     event::{OutputSource, ToolResult},
     session::Diff,
 };
+use serde_json::json;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -66,27 +69,36 @@ fn what_breaks_naive_readers_comes_through_unchanged() {
 #[test]
 fn what_a_turn_changed_is_told_as_names_and_as_a_patch() {
     run(async {
-        let stack = shared().await;
-        let prompt = "SCENARIO:bash <<<echo walrus >changed.txt>>>";
-        let (id, reader) = stack.play(prompt).await;
-        let changed = &reader.complete().files_modified;
-        assert!(
-            changed.iter().any(|file| file == "changed.txt"),
-            "{changed:?}"
-        );
+        // Nobody else changes this workspace. A tool of the container's own list asks, too.
+        let config = json!({
+            "limits": {"maxConcurrentSessions": 1, "turnTimeoutSeconds": 600},
+            "tools": [{"name": "bash", "action": "ask"}],
+        });
+        let stack = Stack::start(Setup::default().config(config)).await;
+        let id = stack
+            .begin("SCENARIO:bash <<<echo walrus >changed.txt>>>")
+            .await;
+        let mut reader = Reader::default();
+        let asked = ask(&stack, &mut reader, &id).await;
+        assert!(!stack.dir.join("workspace/changed.txt").exists());
+        assert_eq!(approvals(&reader)[0].permission, "bash");
+        answer(&stack, &id, &asked, Decision::Once, None).await;
+        stack.read_turn(&mut reader, &id).await;
+        assert_eq!(reader.complete().files_modified, ["changed.txt"]);
         // OpenCode computes the difference a moment after the turn's end.
         let url = stack.url(&format!("/sessions/{id}/diff"));
         let deadline = Instant::now() + LONG;
         let file = loop {
             let answer = stack.http.get(&url).bearer_auth(TOKEN).send().await;
             let diff: Diff = answer.unwrap().json().await.unwrap();
-            if let Some(file) = diff.files.iter().find(|file| file.path == "changed.txt") {
+            assert!(diff.files.len() <= 1, "{diff:?}");
+            if let [file] = diff.files.as_slice() {
                 break file.clone();
             }
             assert!(Instant::now() < deadline, "{diff:?}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         };
-        assert_eq!(file.status, "added");
+        assert_eq!((&*file.path, &*file.status), ("changed.txt", "added"));
         assert!(file.patch.contains("+walrus"), "{file:?}");
     });
 }

@@ -116,7 +116,7 @@ pub(super) fn approvals(approvals: &Approvals) -> Result<pod::Approvals, Invalid
             "approvals.timeout",
             timeout,
             1..=WEEK,
-            "it must lie between 1s and 168h; write it as in 10m",
+            "it must lie between 1s and 168h; write it as in 1h30m",
         )?,
         on_timeout: match on_timeout {
             OnTimeout::Deny => pod::OnTimeout::Deny,
