@@ -91,6 +91,8 @@ opencode_binary() {
   read -r package integrity < <(awk -v a="$ARCH" '$1 == a {print $2, $3}' "$DEPLOY/opencode.lock") ||
     fail "deploy/opencode.lock has no checksum of OpenCode $version for $ARCH." \
       "Get it with: npm view opencode-linux-$ARCH@$version dist.integrity"
+  # The first that is asked for on a new machine, before any image.
+  mkdir -p "$WORK" "$CACHE/log"
   dir=$WORK/opencode-$version-$ARCH-$(printf '%s' "$integrity" | sha256sum | cut -c1-16)
   if [ ! -e "$dir/opencode" ]; then
     command -v npm >/dev/null || fail "OpenCode is fetched with npm, and there is no npm on PATH." "Install Node.js with npm."
