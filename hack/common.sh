@@ -21,3 +21,9 @@ use_cluster() {
   deploy/local/cluster.sh up >"$LOGS/kubeconfig"
   eval "$(deploy/local/cluster.sh env)"
 }
+
+# What unit tests are built from. Cargo joins the features of all that one command builds, so commands that name other packages
+# would build dependencies once more.
+UNITS=(--locked --workspace --exclude tests)
+# Programs for generated files and for tests that start them, as `cargo test` builds them too.
+build_debug() { cargo build -q "${UNITS[@]}" --bins --examples; }

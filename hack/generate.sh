@@ -24,7 +24,8 @@ make_file() {
   rm -f "$fresh"
 }
 
-make_file charts/opencode-operator/files/crds.yaml cargo run -q -p crds --example crdgen
-make_file docs/openapi.json cargo run -q -p sidecar -- openapi
-make_file docs/events.schema.json cargo run -q -p sidecar -- event-schema
+build_debug
+make_file charts/opencode-operator/files/crds.yaml "$CARGO_TARGET_DIR/debug/examples/crdgen"
+make_file docs/openapi.json "$CARGO_TARGET_DIR/debug/opencode-sidecar" openapi
+make_file docs/events.schema.json "$CARGO_TARGET_DIR/debug/opencode-sidecar" event-schema
 exit "$stale"

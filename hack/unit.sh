@@ -6,11 +6,11 @@ set -euo pipefail
 OPENCODE_BIN=$(deploy/images.sh opencode)
 export OPENCODE_BIN
 # Tests with the real OpenCode start the runner as a process of its own.
-cargo build -q --locked -p runner -p scripted-model
+build_debug
 export RUNNER_BIN=$CARGO_TARGET_DIR/debug/opencode-runner
 # The long versions of the suites, for `make test-long`.
 if [ -n "${LONG:-}" ]; then
   export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
 # All of them: one failure is not to hide another.
-cargo test --locked --no-fail-fast --workspace --exclude tests -- "$@"
+cargo test --no-fail-fast "${UNITS[@]}" -- "$@"
