@@ -323,7 +323,7 @@ pub struct State {
     pub runner_id: String,
     /// What the process does.
     pub phase: Phase,
-    /// What is refused to the process of this generation; absent before the first start.
+    /// What is refused to the process of this generation; absent until it was tried, which goes on beside the first start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
 }

@@ -43,14 +43,23 @@ impl Status {
         (state.clone(), self.changes.subscribe())
     }
 
-    /// A new generation with its first phase and what is refused to it.
-    pub fn begin(&self, phase: Phase, isolation: Isolation) -> u64 {
+    /// A new generation with its first phase and, if that is known, what is refused to it.
+    pub fn begin(&self, phase: Phase, isolation: Option<Isolation>) -> u64 {
         let mut state = self.lock();
         state.generation += 1;
         state.phase = phase;
-        state.isolation = Some(isolation);
+        state.isolation = isolation;
         self.publish(&state);
         state.generation
+    }
+
+    /// What is refused to `generation`; too late for it if another began.
+    pub fn isolated(&self, generation: u64, isolation: Isolation) {
+        let mut state = self.lock();
+        if state.generation == generation {
+            state.isolation = Some(isolation);
+            self.publish(&state);
+        }
     }
 
     /// Changes the phase of `generation`; too late for it if another began.
@@ -100,11 +109,13 @@ mod tests {
         let status = Status::new();
         let (first, mut changes) = status.watch();
         assert_eq!((first.generation, first.phase), (0, Phase::Stopped));
-        let one = status.begin(Phase::Running { pid: 41 }, Isolation::default());
+        let one = status.begin(Phase::Running { pid: 41 }, None);
         status.set(one, Phase::Stopped);
         status.set(one, Phase::Stopped);
-        let two = status.begin(Phase::Running { pid: 43 }, Isolation::default());
+        let two = status.begin(Phase::Running { pid: 43 }, None);
         status.set(one, Phase::Stopped);
+        status.isolated(one, Isolation::default());
+        assert_eq!(status.get().isolation, None);
         let seen: Vec<_> = std::iter::from_fn(|| changes.try_recv().ok())
             .map(|s| (s.generation, s.phase))
             .collect();

@@ -5,18 +5,17 @@
 //! first, so none of them meets the new process.
 
 use crate::config::{Config, GRACE_MAX};
-use crate::confine::{self, Plan, Scope, rehearse};
+use crate::confine::{Confined, Confiner};
 use crate::reaper::{Exit, Reaper};
 use crate::relay::Relay;
 use crate::status::Status;
 use crate::{git, home, log, spawn, sweep};
-use contract::runner::{Failure, Isolation, Launch, Phase, Reply};
+use contract::runner::{Failure, Launch, Phase, Reply};
 use rustix::process::{Pid, Signal};
-use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, MutexGuard, oneshot, watch};
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,11 +31,10 @@ pub struct Supervisor {
     config: Config,
     reaper: Arc<Reaper>,
     status: Status,
-    slot: Mutex<Option<Process>>,
-    /// What the last rehearsal found, and for what.
-    tried: Mutex<Option<(Scope, Isolation)>>,
+    slot: Arc<Mutex<Option<Process>>>,
+    confiner: Confiner,
     /// When the stop that is under way kills: every further stop may only bring it nearer.
-    kill_at: watch::Sender<Instant>,
+    kill_at: watch::Sender<Option<Instant>>,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -53,13 +51,6 @@ struct Process {
     ended: CancellationToken,
 }
 
-/// The domains of a launch, and what was found to be refused in them.
-struct Confined {
-    plan: Plan,
-    variables: Vec<(String, OsString)>,
-    isolation: Isolation,
-}
-
 impl Supervisor {
     /// A supervisor without a process; its tasks are joined through `tasks`.
     #[must_use]
@@ -68,9 +59,9 @@ impl Supervisor {
             config,
             reaper,
             status: Status::new(),
-            slot: Mutex::new(None),
-            tried: Mutex::new(None),
-            kill_at: watch::Sender::new(Instant::now()),
+            slot: Arc::default(),
+            confiner: Confiner::default(),
+            kill_at: watch::Sender::new(None),
             closing: CancellationToken::new(),
             tasks,
         })
@@ -102,7 +93,7 @@ impl Supervisor {
                 message,
             };
         }
-        let mut slot = self.slot.lock().await;
+        let mut slot = Arc::clone(&self.slot).lock_owned().await;
         if self.closing.is_cancelled() {
             return io_failure("the runner is stopping");
         }
@@ -111,7 +102,7 @@ impl Supervisor {
                 return Reply::State(self.status.get());
             }
             Some(process) if process.is_alive() => {
-                self.stop_process(&mut slot, self.config.grace).await;
+                self.stop_process(slot.as_ref(), self.config.grace).await;
             }
             _ => drop(sweep::sweep(&self.reaper, None).await),
         }
@@ -122,11 +113,17 @@ impl Supervisor {
             return failed;
         }
         let confined = tokio::select! {
-            (confined, ()) = async { tokio::join!(self.confine(&launch), self.git(&launch)) } => confined,
+            (confined, ()) = async { tokio::join!(self.confiner.confine(&self.config, &launch), self.git(&launch)) } => confined,
             () = self.closing.cancelled() => return io_failure("the runner is stopping"),
         };
         match confined {
-            Ok(confined) => self.spawn(&mut slot, launch, confined),
+            Ok(confined) => {
+                let generation = self.spawn(&mut slot, launch, &confined);
+                if confined.isolation.is_none() {
+                    let this = Arc::clone(self);
+                    self.tasks.spawn(this.rehearse(slot, generation, confined));
+                }
+            }
             // Never without: what holds it back is told instead.
             Err(message) => return io_failure(&format!("OpenCode cannot be isolated: {message}")),
         }
@@ -136,8 +133,8 @@ impl Supervisor {
     /// [`contract::runner::Request::Stop`]. Not cancel safe.
     pub async fn stop(&self, grace: Duration) -> Reply {
         self.hurry(grace);
-        let mut slot = self.slot.lock().await;
-        self.stop_process(&mut slot, grace).await;
+        let slot = self.slot.lock().await;
+        self.stop_process(slot.as_ref(), grace).await;
         Reply::State(self.status.get())
     }
 
@@ -159,13 +156,13 @@ impl Supervisor {
         self.stop(grace).await;
     }
 
-    /// Shortens the grace of a stop that is under way.
+    /// Shortens the grace of a stop that is under way or waits for its turn.
     pub fn hurry(&self, grace: Duration) {
         let wanted = Instant::now() + grace.min(GRACE_MAX);
         self.kill_at.send_if_modified(|at| {
-            let sooner = wanted < *at;
+            let sooner = at.is_none_or(|at| wanted < at);
             if sooner {
-                *at = wanted;
+                *at = Some(wanted);
             }
             sooner
         });
@@ -209,52 +206,40 @@ impl Supervisor {
         }
     }
 
-    /// Makes the domains of a launch and tries them, unless the same were tried before.
-    async fn confine(&self, launch: &Launch) -> Result<Confined, String> {
-        let scope = Scope::of(&self.config, launch);
-        if !self.config.isolate {
-            return Ok(Confined {
-                plan: Plan::none(),
-                variables: Vec::new(),
-                isolation: rehearse::nothing("switched off by RUNNER_ISOLATION"),
-            });
-        }
-        let variables = confine::tool_variables(&self.config, launch);
-        let making = scope.clone();
-        // 65,536 ports take a while.
-        let plan = tokio::task::spawn_blocking(move || Plan::new(&making))
-            .await
-            .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
-        let mut tried = self.tried.lock().await;
-        let isolation = match tried.as_ref().filter(|(of, _)| *of == scope) {
-            Some((_, isolation)) => isolation.clone(),
-            None => {
-                let found =
-                    rehearse::rehearse(&self.config, launch, &plan, &variables, &self.reaper).await;
-                *tried = Some((scope, found.clone()));
-                found
+    /// Tries what is refused to a process, while it starts. Holds the slot, so that nothing sweeps the
+    /// trial away.
+    async fn rehearse(
+        self: Arc<Self>,
+        slot: OwnedMutexGuard<Option<Process>>,
+        generation: u64,
+        confined: Confined,
+    ) {
+        tokio::select! {
+            found = self.confiner.rehearse(&self.config, confined, &self.reaper) => {
+                self.status.isolated(generation, found);
             }
-        };
-        Ok(Confined {
-            plan,
-            variables,
-            isolation,
-        })
+            () = self.closing.cancelled() => {}
+        }
+        drop(slot);
     }
 
-    fn spawn(self: &Arc<Self>, slot: &mut Option<Process>, launch: Launch, confined: Confined) {
-        let Confined {
-            plan,
-            variables,
-            isolation,
-        } = confined;
+    /// Starts the process; its generation, also if that failed.
+    fn spawn(
+        self: &Arc<Self>,
+        slot: &mut Option<Process>,
+        launch: Launch,
+        confined: &Confined,
+    ) -> u64 {
+        let isolation = confined.isolation.clone();
         *slot = None;
         let spawned = match spawn::obstacle(&self.config, &launch) {
             Some(phase) => Err(phase),
             None => {
+                let variables = confined.variables.clone();
                 let mut command = spawn::command(&self.config, &launch, variables);
-                plan.apply(&mut command)
+                confined
+                    .plan
+                    .apply(&mut command)
                     .and_then(|()| self.reaper.spawn(&mut command))
                     .map_err(|error| spawn::failed(&launch, &error))
             }
@@ -266,8 +251,7 @@ impl Supervisor {
                     "OpenCode did not start",
                     &[("phase", format!("{phase:?}").into())],
                 );
-                self.status.begin(phase, isolation);
-                return;
+                return self.status.begin(phase, isolation);
             }
         };
         let relay = Relay::start(&mut child).inspect_err(|error| {
@@ -297,6 +281,7 @@ impl Supervisor {
         self.tasks
             .spawn(this.follow(generation, exit, relay.ok(), stopping, ended));
         *slot = Some(process);
+        generation
     }
 
     /// Waits for the end of a process, tells it and kills what it left.
@@ -345,15 +330,22 @@ impl Supervisor {
         }
     }
 
-    async fn stop_process(&self, slot: &mut MutexGuard<'_, Option<Process>>, grace: Duration) {
-        if let Some(process) = slot.as_ref().filter(|process| process.is_alive()) {
+    /// `process`: that of the slot, which the caller has locked.
+    async fn stop_process(&self, process: Option<&Process>, grace: Duration) {
+        let process = process.filter(|process| process.is_alive());
+        if let Some(process) = process {
             process.stopping.store(true, Ordering::Relaxed);
-            let kill_at = Instant::now() + grace.min(GRACE_MAX);
-            self.kill_at.send_replace(kill_at);
+            self.hurry(grace);
             self.reaper.signal(process.pid, Signal::TERM, false);
             if !self.ends_in_time(&process.ended).await {
                 log::warn("OpenCode does not stop: killing it", &[]);
             }
+        }
+        // Every wish so far was for this stop. Who shuts down stays in a hurry.
+        if !self.closing.is_cancelled() {
+            self.kill_at.send_replace(None);
+        }
+        if let Some(process) = process {
             // Its group too, although the sweep would find them: this works without /proc.
             self.reaper.signal(process.pid, Signal::KILL, true);
             if timeout(KILL_LIMIT, process.ended.cancelled())
@@ -373,9 +365,15 @@ impl Supervisor {
         let mut kill_at = self.kill_at.subscribe();
         loop {
             let at = *kill_at.borrow_and_update();
+            let late = async {
+                match at {
+                    Some(at) => sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 () = ended.cancelled() => return true,
-                () = sleep_until(at) => return false,
+                () = late => return false,
                 _ = kill_at.changed() => {}
             }
         }

@@ -57,9 +57,33 @@ pub fn processes(pod_uid: &str) -> Vec<(u32, String)> {
 }
 
 /// Whether environment, arguments or memory of a process hold one of these texts, and how many bytes were read; `None` if it ended
-/// meanwhile, as tools do. Meant for small processes: a large one takes minutes.
+/// meanwhile, as tools do. One that became another program meanwhile is read again. Meant for small processes: a large one takes
+/// minutes.
 #[must_use]
 pub fn holds(pid: u32, needles: &[String]) -> Option<(bool, usize)> {
+    loop {
+        let before = image(pid)?;
+        let (holds, read) = search(pid, needles)?;
+        let same = image(pid) == Some(before);
+        if same || holds {
+            return Some((holds, read));
+        }
+    }
+}
+
+/// What a process runs: changes when it becomes another program, `None` once it ended.
+fn image(pid: u32) -> Option<(PathBuf, String)> {
+    /// Place of the stack's start in `/proc/PID/stat`, counted behind the name: it differs from program to program.
+    const STACK: usize = 25;
+    let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    let stack = behind_name.split_whitespace().nth(STACK)?;
+    Some((program, stack.to_owned()))
+}
+
+/// One look at all of a process; `None` if it had ended at its begin.
+fn search(pid: u32, needles: &[String]) -> Option<(bool, usize)> {
     let (mut holds, mut read) = (false, 0);
     let mut look = |bytes: &[u8]| {
         read += bytes.len();
@@ -96,8 +120,7 @@ pub fn holds(pid: u32, needles: &[String]) -> Option<(bool, usize)> {
             look(&bytes);
         }
     }
-    let runs = fs::read_link(format!("/proc/{pid}/exe")).is_ok();
-    (runs || holds).then_some((holds, read))
+    Some((holds, read))
 }
 
 /// Whether bytes hold one of these texts of ASCII: decoding leaves ASCII as it is, and finding text is fast even without optimization.

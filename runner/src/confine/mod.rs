@@ -4,14 +4,17 @@
 //! There are two domains. The outer one holds for all that the runner starts as OpenCode: [`Plan`] makes
 //! it before the fork, the child enters it before exec. The inner one holds for what OpenCode starts as
 //! tools: [`tools`] enters it in the place of the shell. [`rehearse`] tries both and tells what was
-//! refused, so that what is reported was seen.
+//! refused, so that what is reported was seen; [`Confiner`] joins them.
 //!
 //! Landlock's rules only ever add: what is granted for a folder holds for all below it.
 
+mod confiner;
 pub mod landlock;
 pub mod rehearse;
 pub mod seccomp;
 pub mod tools;
+
+pub use confiner::{Confined, Confiner};
 
 use crate::config::Config;
 use crate::{log, spawn};

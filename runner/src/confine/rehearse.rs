@@ -1,4 +1,4 @@
-//! Tries what is to be refused, in both domains, before OpenCode starts in them.
+//! Tries what is to be refused, in both domains, beside OpenCode's start: it is in them whatever comes out.
 //!
 //! The runner starts itself as `rehearse` in the outer domain. That tries, then starts the shell as
 //! OpenCode would, which starts `rehearse-tools`. Each prints what was refused to it. What is reported is
@@ -7,18 +7,19 @@
 use super::{Plan, tools};
 use crate::config::Config;
 use crate::reaper::Reaper;
-use crate::{log, status, sys};
+use crate::{status, sys};
 use contract::pod::EgressMode;
-use contract::runner::{Confinement, Isolation, Launch, Measure, Missing};
+use contract::runner::{Confinement, Isolation, Measure, Missing};
+use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with,
+    AddressFamily, SendFlags, SocketFlags, SocketType, bind, ipproto, sendto, socket_with, sockopt,
 };
 use rustix::process::{Pid, Signal, getppid, test_kill_process};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Write as _};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -52,25 +53,19 @@ struct Attempts {
     outer: u32,
 }
 
-/// Tries, and tells what is refused. Not cancel safe: its process would go on until it ends by itself.
+/// Tries, and tells what is refused. Dropped before its end it tells nothing; its process is killed then too.
+///
+/// # Errors
+/// It could not be tried, so nothing is known.
 pub async fn rehearse(
     config: &Config,
-    launch: &Launch,
+    ports: &Confinement,
     plan: &Plan,
     variables: &[(String, OsString)],
     reaper: &Reaper,
-) -> Isolation {
-    match attempt(config, launch, plan, variables, reaper).await {
-        Ok(refused) => judge(&refused, launch.confinement.egress, sys::landlock_abi()),
-        Err(error) => {
-            let error = error.to_string();
-            log::error(
-                "isolation was not tried",
-                &[("error", error.as_str().into())],
-            );
-            nothing(&format!("it could not be tried: {error}"))
-        }
-    }
+) -> io::Result<Isolation> {
+    let refused = attempt(config, ports, plan, variables, reaper).await?;
+    Ok(judge(&refused, ports.egress, sys::landlock_abi()))
 }
 
 /// Nothing is refused, for one reason.
@@ -88,7 +83,7 @@ pub fn nothing(reason: &str) -> Isolation {
 
 async fn attempt(
     config: &Config,
-    launch: &Launch,
+    ports: &Confinement,
     plan: &Plan,
     variables: &[(String, OsString)],
     reaper: &Reaper,
@@ -97,7 +92,7 @@ async fn attempt(
     // Listens until the end, so that a connection is refused by nothing but the domain.
     let _listener = UnixListener::bind_addr(&SocketAddr::from_abstract_name(&name)?)?;
     let attempts = Attempts {
-        ports: launch.confinement.clone(),
+        ports: ports.clone(),
         folder: tools::folder(config),
         socket: name,
         own: std::env::current_exe()?,
@@ -118,6 +113,7 @@ async fn attempt(
     sys::detach(&mut command);
     plan.apply(&mut command)?;
     let (mut child, pid, exit) = reaper.spawn(&mut command)?;
+    let process = KillOnDrop { reaper, pid };
     let output = child.stdout.take().map(std::os::fd::OwnedFd::from);
     let read = async {
         let mut text = String::new();
@@ -128,10 +124,22 @@ async fn attempt(
         Ok::<_, io::Error>(text)
     };
     let text = timeout(LIMIT, read).await;
-    reaper.signal(pid, Signal::KILL, true);
+    drop(process);
     let _ = timeout(LIMIT, exit).await;
     let text = text.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     Ok(serde_json::from_str(&text)?)
+}
+
+/// The process of a rehearsal and all of its group.
+struct KillOnDrop<'a> {
+    reaper: &'a Reaper,
+    pid: Pid,
+}
+
+impl Drop for KillOnDrop<'_> {
+    fn drop(&mut self) {
+        self.reaper.signal(self.pid, Signal::KILL, true);
+    }
 }
 
 fn wanted(egress: EgressMode) -> impl Iterator<Item = Measure> {
@@ -209,10 +217,7 @@ pub fn outer(attempts: &str) -> ExitCode {
         cannot_connect(DISCARD) && is_shut(SocketType::DGRAM, ipproto::UDP),
     );
     let parent = getppid().map(test_kill_process);
-    check(
-        Measure::Signals,
-        matches!(parent, Some(Err(rustix::io::Errno::PERM))),
-    );
+    check(Measure::Signals, matches!(parent, Some(Err(Errno::PERM))));
     let socket = SocketAddr::from_abstract_name(&attempts.socket);
     let connected = socket.and_then(|address| UnixStream::connect_addr(&address));
     check(Measure::AbstractSockets, is_denied(&connected));
@@ -289,8 +294,19 @@ fn cannot_connect(port: u16) -> bool {
     is_denied(&TcpStream::connect_timeout(&at(port).into(), limit))
 }
 
+/// Does not listen: where it is not refused, it keeps nobody from the port.
 fn cannot_bind(port: u16) -> bool {
-    is_denied(&TcpListener::bind(at(port)))
+    let bound = socket_with(
+        AddressFamily::INET,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .and_then(|socket| {
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        bind(&socket, &at(port))
+    });
+    matches!(bound, Err(Errno::ACCESS | Errno::PERM))
 }
 
 /// TCP Fast Open connects without `connect`.
@@ -303,7 +319,7 @@ fn cannot_connect_by_sending(port: u16) -> bool {
         None,
     )
     .and_then(|socket| sendto(socket, b"x", flags, &at(port)));
-    sent == Err(rustix::io::Errno::PERM)
+    sent == Err(Errno::PERM)
 }
 
 fn is_shut(kind: SocketType, protocol: rustix::net::Protocol) -> bool {
@@ -313,7 +329,7 @@ fn is_shut(kind: SocketType, protocol: rustix::net::Protocol) -> bool {
         SocketFlags::CLOEXEC,
         Some(protocol),
     );
-    matches!(made, Err(rustix::io::Errno::PERM))
+    matches!(made, Err(Errno::PERM))
 }
 
 #[cfg(test)]

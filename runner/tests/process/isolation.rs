@@ -3,15 +3,16 @@
 
 use crate::harness::{Runner, eventually, program, shell};
 use contract::pod::EgressMode;
-use contract::runner::{Confinement, Isolation, Launch, Measure, Request};
+use contract::runner::{Confinement, Isolation, Launch, Measure, Missing, Phase, Request};
 use rustix::net::{
     AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with,
 };
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
 use std::time::Duration;
@@ -439,9 +440,45 @@ fn unprivileged() -> Runner {
     Runner::start_as(command, &[])
 }
 
+/// What the trial found, once it is over.
 fn isolation(runner: &Runner) -> Isolation {
-    let state = runner.watch().next().unwrap();
-    state.isolation.expect("it was started")
+    let mut watch = runner.watch();
+    std::iter::from_fn(|| watch.next())
+        .find_map(|state| state.isolation)
+        .expect("the runner lives")
+}
+
+#[test]
+fn the_trial_holds_up_no_start_and_nothing_sweeps_it_away() {
+    let room = tempfile::tempdir().unwrap();
+    let shell = room.path().join("shell");
+    let text = ": > trial; until [ -e go ]; do sleep 0.02; done; exec /bin/sh \"$@\"";
+    fs::write(&shell, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    let runner = Runner::start_with(&[("SHELL", shell.to_str().unwrap())]);
+    let start = Request::Start {
+        launch: program("/bin/sleep", &["3600"]),
+    };
+    // Answered, though the trial cannot end yet.
+    let state = runner.state(&start);
+    assert!(matches!(state.phase, Phase::Running { .. }), "{state:?}");
+    assert_eq!(state.isolation, None);
+    eventually("the trial to begin", || runner.path("w/trial").exists());
+    let mut reaping = runner.connect();
+    reaping.write_all(b"{\"op\":\"reap\"}\n").unwrap();
+    fs::write(runner.path("w/go"), "").unwrap();
+    let found = isolation(&runner);
+    let tried = |m: &Missing| !m.reason.contains("could not be tried");
+    assert!(found.missing.iter().all(tried), "{found:?}");
+    assert!(found.enforced.contains(&Measure::ToolEnvironment));
+    let mut reaped = String::new();
+    reaping.read_to_string(&mut reaped).unwrap();
+    assert!(reaped.contains("reaped"), "{reaped}");
+    // The next start knows it from before.
+    fs::remove_file(runner.path("w/trial")).unwrap();
+    runner.stop(0);
+    assert_eq!(runner.state(&start).isolation, Some(found));
+    assert!(!runner.path("w/trial").exists());
 }
 
 /// What a script prints in the place of OpenCode, by the end of its last line.

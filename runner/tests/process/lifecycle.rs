@@ -23,6 +23,9 @@ fn a_process_starts_runs_and_stops() {
         (1, Phase::Running { pid: pid as u32 })
     );
     assert_eq!(running.runner_id, first.runner_id);
+    let tried = watch.next().unwrap();
+    assert_eq!(tried.phase, Phase::Running { pid: pid as u32 });
+    assert!(running.isolation.is_none() && tried.isolation.is_some());
     assert_eq!(runner.stop(5000).phase, Phase::Stopped);
     assert_eq!(watch.next().unwrap().phase, Phase::Stopped);
     assert!(!is_alive(pid));
@@ -149,6 +152,16 @@ fn who_ignores_term_is_killed_after_the_grace_and_a_second_stop_hurries() {
         assert_eq!(runner.stop(10).phase, Phase::Stopped);
         assert_eq!(patient.join().unwrap().phase, Phase::Stopped);
     });
+
+    // A hurry is for one stop.
+    runner.stop(0);
+    fs::remove_file(&ready).unwrap();
+    runner.launch(&shell(
+        "trap 'sleep 0.2; echo late > late; exit' TERM; echo ready > ready; while :; do sleep 0.01; done",
+    ));
+    eventually("the trap", || ready.exists());
+    assert_eq!(runner.stop(60_000).phase, Phase::Stopped);
+    assert!(runner.path("w/late").exists(), "it had its time");
     assert_eq!(runner.zombies(), 0);
 }
 

@@ -6,6 +6,7 @@
 
 mod due;
 mod keep;
+mod listen;
 mod process;
 mod told;
 

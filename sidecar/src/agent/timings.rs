@@ -10,12 +10,10 @@ pub(crate) struct Timings {
     pub(crate) connect_most: Duration,
     /// How long a runner that does not answer may hold on to a process that does.
     pub(crate) runner_lost: Duration,
-    /// Between two looks at a starting OpenCode.
+    /// Between two asks whether a starting OpenCode is well.
     pub(crate) health_step: Duration,
-    /// Bound of the first look; it doubles up to `most_health`. OpenCode may never answer a request
-    /// that comes in the instant of its start.
-    pub(crate) first_health: Duration,
-    pub(crate) most_health: Duration,
+    /// Bound of each of them.
+    pub(crate) start_health_within: Duration,
     /// From process to event stream; then it is started anew.
     pub(crate) start_within: Duration,
     /// Between two looks at a running OpenCode.
@@ -42,11 +40,10 @@ impl Default for Timings {
         let (millis, secs) = (Duration::from_millis, Duration::from_secs);
         Self {
             connect_first: millis(10),
-            connect_most: millis(250),
+            connect_most: millis(20),
             runner_lost: secs(5),
-            health_step: millis(20),
-            first_health: millis(500),
-            most_health: secs(1),
+            health_step: millis(50),
+            start_health_within: secs(1),
             start_within: secs(120),
             health_every: secs(5),
             health_within: secs(5),

@@ -3,6 +3,7 @@
 use super::{
     Restart,
     due::Due,
+    listen::{open, pump, unwell},
     process::{Ended, Process, WORDS_MAX, bounded, clip, compare, describe},
     told::Told,
 };
@@ -10,10 +11,9 @@ use crate::agent::{
     opencode::OpenCode,
     router::Router,
     runner::{Runner, RunnerError, Watch},
-    stream::{EventStream, StreamError, StreamItem},
     timings::Timings,
 };
-use crate::watchdog::{Cause, Finding};
+use crate::watchdog::Cause;
 use contract::{
     event::TurnError,
     runner::{Phase, Probe, State},
@@ -181,10 +181,16 @@ impl Supervisor {
         self.told.change(|s| {
             s.generation += u64::from(new);
             s.starts = u32::try_from(starts).unwrap_or(u32::MAX);
-            s.isolation = state.isolation.clone().map(bounded);
             s.message = Some("OpenCode starts".to_owned());
         });
+        self.isolated(state);
         process
+    }
+
+    /// Tells what is refused to the process, as far as the runner knows: it tries while the process starts.
+    fn isolated(&self, state: &State) {
+        let found = state.isolation.clone().map(bounded);
+        self.told.change(|s| s.isolation = found);
     }
 
     /// Listens to a process until it ends or is to be ended.
@@ -249,6 +255,9 @@ impl Supervisor {
                     };
                     if let Some(ended) = compare(process, &state) {
                         return ended;
+                    }
+                    if state.generation == process.generation {
+                        self.isolated(&state);
                     }
                 }
                 Some(restart) = self.commands.recv() => {
@@ -323,71 +332,6 @@ async fn until_closed(watch: &mut Watch) -> String {
     loop {
         if let Err(error) = watch.next().await {
             return error.to_string();
-        }
-    }
-}
-
-/// Waits until OpenCode is well, and begins to listen to it.
-async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, EventStream) {
-    sleep(timings.pause_before_stream(cuts)).await;
-    let mut within = timings.first_health;
-    loop {
-        match opencode.health(within).await {
-            Ok(version) => match EventStream::open(&opencode).await {
-                Ok(stream) => return (version, stream),
-                Err(error) => tracing::debug!(%error, "no event stream yet"),
-            },
-            Err(error) => tracing::trace!(%error, "not well yet"),
-        }
-        within = (within * 2).min(timings.most_health);
-        sleep(timings.health_step).await;
-    }
-}
-
-/// Waits until OpenCode was not well for long; returns why. Turns are told when it begins.
-async fn unwell(opencode: OpenCode, due: Due) -> String {
-    let mut since = None;
-    loop {
-        let Some(most) = due.unwell_for() else {
-            sleep(due.timings.health_every).await;
-            continue;
-        };
-        sleep(due.timings.health_every.min(most / 3)).await;
-        let asked = Instant::now();
-        let Err(error) = opencode.health(due.timings.health_within.min(most)).await else {
-            since = None;
-            continue;
-        };
-        let begins = since.is_none();
-        let since = *since.get_or_insert(asked);
-        tracing::warn!(%error, for_ = ?since.elapsed(), "OpenCode is not well");
-        if since.elapsed() >= most {
-            return format!("it was not well for {most:?}: {error}");
-        }
-        if begins {
-            let text = format!(
-                "OpenCode has not answered for {} s; it is restarted when that lasts for {} s \
-                 (limits.watchdog.unresponsive)",
-                since.elapsed().as_secs(),
-                most.as_secs()
-            );
-            due.router.notice(&Finding::new(Cause::Unresponsive, text));
-        }
-    }
-}
-
-async fn pump(router: Router, mut stream: EventStream) -> StreamError {
-    let mut warned = false;
-    loop {
-        match stream.next().await {
-            Ok(StreamItem::Event(event, bytes)) => router.dispatch(event, bytes).await,
-            Ok(StreamItem::Skipped) => {
-                if !std::mem::replace(&mut warned, true) {
-                    tracing::warn!("an event of OpenCode was too long or made no sense");
-                }
-                router.resync();
-            }
-            Err(error) => return error,
         }
     }
 }

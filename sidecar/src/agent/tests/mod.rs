@@ -43,6 +43,8 @@ enum Act {
     Drop,
     /// These bytes, then the end.
     Raw(Vec<u8>),
+    /// The same after a while.
+    Late(Vec<u8>, Duration),
     /// A head, then whatever comes.
     Stream(mpsc::Receiver<Vec<u8>>),
     /// A head, then these bytes again and again, as fast as they are taken.
@@ -139,6 +141,10 @@ async fn serve(mut stream: TcpStream, log: &Mutex<Vec<Got>>, handler: &Handler) 
         Act::Hang => std::future::pending().await,
         Act::Drop => Ok(()),
         Act::Raw(bytes) => stream.write_all(&bytes).await,
+        Act::Late(bytes, pause) => {
+            tokio::time::sleep(pause).await;
+            stream.write_all(&bytes).await
+        }
         Act::Stream(mut chunks) => {
             stream.write_all(STREAM_HEAD).await?;
             while let Some(chunk) = chunks.recv().await {

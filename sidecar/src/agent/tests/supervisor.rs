@@ -1,6 +1,7 @@
 //! The supervisor beside doubles of the runner and of OpenCode.
 
 mod runner;
+mod starting;
 mod world;
 
 use super::idle;

@@ -36,6 +36,7 @@ pub(super) async fn until(condition: impl Fn() -> bool) {
 #[derive(Default)]
 pub(super) struct Oc {
     pub(super) unwell: AtomicBool,
+    pub(super) slow_health: AtomicBool,
     pub(super) refuses_streams: AtomicBool,
     pub(super) streams: Mutex<Vec<mpsc::Sender<Vec<u8>>>>,
 }
@@ -49,6 +50,14 @@ impl Oc {
         Double::on(listener, move |got| {
             match got.path.split('?').next().unwrap() {
                 "/global/health" if oc.unwell.load(Ordering::SeqCst) => Act::Hang,
+                "/global/health" if oc.slow_health.load(Ordering::SeqCst) => {
+                    let text = r#"{"healthy":true,"version":"1.18.33"}"#;
+                    let head = format!(
+                        "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{text}",
+                        text.len()
+                    );
+                    Act::Late(head.into_bytes(), Duration::from_millis(50))
+                }
                 "/global/health" => say(r#"{"healthy":true,"version":"1.18.33"}"#),
                 "/event" if oc.refuses_streams.load(Ordering::SeqCst) => Act::Say(500, "no".into()),
                 "/event" => {
@@ -84,8 +93,7 @@ pub(super) fn timings() -> Timings {
     Timings {
         connect_most: millis(20),
         runner_lost: millis(300),
-        first_health: millis(100),
-        most_health: millis(200),
+        start_health_within: millis(200),
         start_within: millis(1500),
         health_every: millis(30),
         health_within: millis(60),

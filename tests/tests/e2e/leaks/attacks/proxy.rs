@@ -26,7 +26,7 @@ pub(super) const ALL: &[Attack] = &[
         "echo-in-pieces",
         "a provider that streams the key back three bytes at a time",
         Sign::Key,
-        r#"proxy "$messages" "$own" "$(says DO:pieces)" | perl -0777 -pe 's/\r\n[0-9a-f]+\r\n//g'"#,
+        r#"proxy "$messages" "$own" "$(says DO:pieces)" | perl -0777 -pe 's/\r\n[0-9a-f]+\r\n//gi'"#,
     ),
     Attack::shell(
         Key,
