@@ -16,6 +16,7 @@ pub(super) async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (St
     sleep(timings.pause_before_stream(cuts)).await;
     loop {
         let version = well(&opencode, timings).await;
+        tracing::info!(version, "OpenCode answers");
         match EventStream::open(&opencode).await {
             Ok(stream) => return (version, stream),
             Err(error) => tracing::debug!(%error, "no event stream yet"),

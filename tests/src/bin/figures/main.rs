@@ -2,6 +2,7 @@
 //! for passing: a shared machine is noisy.
 
 mod added;
+mod alone;
 mod recovery;
 
 use contract::{EventBody, event::OutputSource};
@@ -55,12 +56,11 @@ fn ms(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1000.0
 }
 
-/// Apply → pod Ready → first event, and OpenCode's own start in the same container.
+/// Apply → pod Ready → first event, and what of it is not the kubelet's and OpenCode's own.
 async fn starts(ns: &Namespace, report: &mut String) {
     let model = Model::start(ns, "model", KEY).await;
     ns.secret("model-key", "key", KEY).await;
-    let (mut to_ready, mut to_event, mut to_turn, mut own, mut ours) =
-        (vec![], vec![], vec![], vec![], vec![]);
+    let (mut to_ready, mut to_event, mut to_turn, mut ours) = (vec![], vec![], vec![], vec![]);
     let mut shares = added::Shares::default();
     for i in 0..RUNS {
         let name = format!("start-{i}");
@@ -81,8 +81,6 @@ async fn starts(ns: &Namespace, report: &mut String) {
         recorder.read_to_end(&session, &id).await;
         let _ = recorder.completed();
         to_turn.push(ms(began.elapsed()));
-        let opencode = opencode_start(&session).await;
-        own.push(opencode);
         ours.push(container_to_ready(&session).await);
         shares
             .take(&session, seen.await.expect("the watch ends"))
@@ -93,12 +91,6 @@ async fn starts(ns: &Namespace, report: &mut String) {
     row(report, "apply → first event readable", to_event, "ms");
     row(report, "apply → Ready (a turn could run)", to_ready, "ms");
     row(report, "apply → turn of one model call done", to_turn, "ms");
-    row(
-        report,
-        "OpenCode's own start in the same pod, alone (spawn → /global/health)",
-        own,
-        "ms",
-    );
     shares.report(report);
     row(
         report,
@@ -106,28 +98,6 @@ async fn starts(ns: &Namespace, report: &mut String) {
         ours,
         "ms",
     );
-}
-
-/// Starts a second OpenCode in the agent container, on another port and HOME, and waits for its health.
-async fn opencode_start(session: &Session) -> f64 {
-    let script = r#"
-        mkdir -p /tmp/own/.config/opencode/node_modules; echo '{}' > /tmp/own/models.json
-        start=$(date +%s%N)
-        env HOME=/tmp/own XDG_DATA_HOME=/tmp/own/d XDG_CONFIG_HOME=/tmp/own/.config XDG_STATE_HOME=/tmp/own/s XDG_CACHE_HOME=/tmp/own/c \
-          OPENCODE_MODELS_PATH=/tmp/own/models.json OPENCODE_DISABLE_MODELS_FETCH=1 OPENCODE_DISABLE_AUTOUPDATE=1 OPENCODE_DISABLE_FFF=1 \
-          OPENCODE_DISABLE_DEFAULT_PLUGINS=1 OPENCODE_PURE=1 OPENCODE_DISABLE_PROJECT_CONFIG=1 OPENCODE_DISABLE_LSP_DOWNLOAD=1 \
-          /opt/opencode-operator/opencode/opencode serve --hostname 127.0.0.1 --port 4999 >/tmp/own/log 2>&1 &
-        pid=$!
-        until (exec 3<>/dev/tcp/127.0.0.1/4999 && printf 'GET /global/health HTTP/1.0\r\n\r\n' >&3 && timeout 2 grep -q healthy <&3) 2>/dev/null; do :; done
-        end=$(date +%s%N); kill $pid; rm -rf /tmp/own; echo $(((end - start) / 1000))
-    "#;
-    let said = session.exec("agent", &["bash", "-c", script]).await;
-    let micros: f64 = said
-        .out
-        .trim()
-        .parse()
-        .unwrap_or_else(|_| panic!("no time: {} {}", said.out, said.err));
-    micros / 1000.0
 }
 
 async fn container_to_ready(session: &Session) -> f64 {
