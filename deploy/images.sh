@@ -7,6 +7,8 @@ ROOT=$(dirname "$DEPLOY")
 HERE=$DEPLOY/local
 # shellcheck source-path=SCRIPTDIR source=local/lib/common.sh
 . "$HERE/lib/common.sh"
+# shellcheck source-path=SCRIPTDIR source=local/lib/sources.sh
+. "$HERE/lib/sources.sh"
 # shellcheck source-path=SCRIPTDIR source=local/lib/build.sh
 . "$HERE/lib/build.sh"
 
@@ -70,7 +72,8 @@ build_rust() {
   [ -n "$needed" ] || return 0
   if [ -n "$BIN_DIR" ]; then return; fi
   command -v cargo >/dev/null || fail "there is no cargo on PATH." "Install Rust (https://rustup.rs), or give ready binaries: --bin-dir DIR"
-  BIN_DIR=${CARGO_TARGET_DIR:-$ROOT/target}/$TRIPLE/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")
+  take_sources
+  BIN_DIR=$CARGO_TARGET_DIR/$TRIPLE/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")
   timed "compile the images' binaries ($PROFILE)" "$CACHE/log/cargo.log" "see the compiler's messages in the log" cargo_static || exit 1
 }
 cargo_static() {
@@ -79,7 +82,7 @@ cargo_static() {
   # Static, for images without a libc. Set for the target only: proc macros and build scripts stay as they are. With --target,
   # cargo keeps these builds in a folder of their own and those of 'cargo test' stay valid.
   triple=$(printf '%s' "$TRIPLE" | tr 'a-z-' 'A-Z_')
-  cd "$ROOT" && env "CARGO_TARGET_${triple}_RUSTFLAGS=-C target-feature=+crt-static" \
+  in_sources env "CARGO_TARGET_${triple}_RUSTFLAGS=-C target-feature=+crt-static" \
     cargo build --locked --profile "$PROFILE" --target "$TRIPLE" --bins \
     -p operator -p sidecar -p runner -p scripted-model ${features[@]+"${features[@]}"}
 }
@@ -259,7 +262,7 @@ cmd_build() {
       report "$target" "$archive" unchanged
     else
       rm -f "$archive" "$archive.key"
-      build_image "$context" "$target" "$(name_of "$target")" "$archive" >"$CACHE/log/image-$target.log" 2>&1 7>&- || {
+      build_image "$context" "$target" "$(name_of "$target")" "$archive" >"$CACHE/log/image-$target.log" 2>&1 6>&- 7>&- || {
         say "error: the image $target could not be built; the last lines of $CACHE/log/image-$target.log:"
         tail -n 20 "$CACHE/log/image-$target.log" | sed 's/^/  | /' >&2
         exit 1

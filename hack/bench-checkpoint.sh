@@ -4,6 +4,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+take_sources
 timed "compile the benchmark (release)" "$LOGS/bench-checkpoint.log" "see the compiler's messages in the log" \
-  cargo build --locked --release -p checkpoint --example figures
+  in_sources cargo build --locked --release -p checkpoint --example figures
 TMPDIR=${BENCH_DIR:-$CARGO_TARGET_DIR} exec "$CARGO_TARGET_DIR/release/examples/figures" "$@"

@@ -7,8 +7,9 @@ set -euo pipefail
 # The sidecar is measured as images hold it; the same flags spare a second build of all dependencies (deploy/images.sh).
 triple=$(uname -m)-unknown-linux-gnu
 flags=CARGO_TARGET_$(printf '%s' "$triple" | tr 'a-z-' 'A-Z_')_RUSTFLAGS
+take_sources
 timed "compile the benchmark and the sidecar (release)" "$LOGS/bench-journal.log" "see the compiler's messages in the log" \
-  env "$flags=-C target-feature=+crt-static" cargo build --locked --release --target "$triple" \
+  in_sources env "$flags=-C target-feature=+crt-static" cargo build --locked --release --target "$triple" \
   -p operator -p sidecar -p runner -p scripted-model -p bench --bin opencode-sidecar --bin bench-journal
 bin=$CARGO_TARGET_DIR/$triple/release
 export OPENCODE_SIDECAR=$bin/opencode-sidecar

@@ -4,6 +4,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 hack/setup.sh
+take_sources
 deploy/images.sh build
 began=$(date +%s%N)
 use_cluster
@@ -11,4 +12,4 @@ up=$((($(date +%s%N) - began) / 1000000))
 deploy/images.sh load
 hack/install.sh
 say "| cluster up (0.2 s when it runs already) | $up ms | – | 1 |"
-exec deploy/local/cluster.sh hold -- cargo run -q --locked -p tests --bin figures
+exec deploy/local/cluster.sh hold -- env -C "$SOURCE" cargo run -q --locked -p tests --bin figures

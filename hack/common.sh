@@ -3,10 +3,10 @@
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source-path=SCRIPTDIR source=../deploy/local/lib/common.sh
 . "$ROOT/deploy/local/lib/common.sh"
+# shellcheck source-path=SCRIPTDIR source=../deploy/local/lib/sources.sh
+. "$ROOT/deploy/local/lib/sources.sh"
 cd "$ROOT" || exit 1
 
-# One target folder for all checkouts: dependencies are built once per machine.
-export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CACHE/target}
 TOOLS=$CACHE/tools/bin
 export PATH=$TOOLS:$PATH
 LOGS=${OPENCODE_OPERATOR_LOGS:-$BASE/logs}
@@ -26,4 +26,4 @@ use_cluster() {
 # would build dependencies once more.
 UNITS=(--locked --workspace --exclude tests)
 # Programs for generated files and for tests that start them, as `cargo test` builds them too.
-build_debug() { cargo build -q "${UNITS[@]}" --bins --examples; }
+build_debug() { in_sources cargo build -q "${UNITS[@]}" --bins --examples; }

@@ -4,7 +4,9 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 hack/setup.sh
-timed "building" "$LOGS/dev-build.log" "mend what cargo names" cargo build --locked -p sidecar -p runner -p scripted-model
+take_sources
+timed "building" "$LOGS/dev-build.log" "mend what cargo names" in_sources cargo build --locked -p sidecar -p runner -p scripted-model
+leave_sources
 opencode=$(deploy/images.sh opencode)
 bin=$CARGO_TARGET_DIR/debug
 

@@ -3,6 +3,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+take_sources
 use_cluster
 # What is built and loaded already takes no time. A cluster of KUBECONFIG takes no images from here: README says how it gets them.
 if [ "$(cat "$CHOICE_FILE")" != external ]; then
@@ -16,4 +17,4 @@ if [ "$(cat "$CHOICE_FILE")" != external ]; then
   deploy/images.sh build --weakened
   deploy/images.sh load --weakened
 fi
-exec deploy/local/cluster.sh hold -- cargo test --locked -p tests -- --test-threads="${E2E_THREADS:-3}" "$@"
+exec deploy/local/cluster.sh hold -- env -C "$SOURCE" cargo test --locked -p tests -- --test-threads="${E2E_THREADS:-3}" "$@"

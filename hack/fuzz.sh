@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fuzzes targets under cargo-fuzz with the nightly compiler. Arguments: names of targets (default: all of fuzz/seeds).
-# FUZZ_SECONDS: how long each (default 60). What breaks a target is kept in fuzz/artifacts/one.
+# FUZZ_SECONDS: how long each (default 60). What breaks a target is kept where its log says.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -16,8 +16,9 @@ if ! "$TOOLS/cargo-fuzz" --version 2>/dev/null | grep -q " $FUZZ_VERSION\$"; the
 fi
 # No sanitizer: what is fuzzed has no unsafe code, and it would need another build of every dependency.
 build=(--sanitizer none --fuzz-dir fuzz)
+take_sources
 export CARGO_TARGET_DIR=$CARGO_TARGET_DIR/fuzz
-timed "compile the fuzz target" "$LOGS/fuzz-build.log" "see the compiler's messages in the log" cargo +nightly fuzz build "${build[@]}" one
+timed "compile the fuzz target" "$LOGS/fuzz-build.log" "see the compiler's messages in the log" in_sources cargo +nightly fuzz build "${build[@]}" one
 names=("$@")
 [ $# -gt 0 ] || mapfile -t names < <(cd fuzz/seeds && printf '%s\n' *)
 failed=''
@@ -26,7 +27,7 @@ for name in "${names[@]}"; do
   mkdir -p "fuzz/corpus/$name"
   FUZZ_TARGET=$name timed "fuzz $name" "$LOGS/fuzz-$name.log" \
     "run it on what the log names: FUZZ_TARGET=$name cargo +nightly fuzz run --sanitizer none one FILE" \
-    cargo +nightly fuzz run "${build[@]}" one "fuzz/corpus/$name" "fuzz/seeds/$name" -- \
+    in_sources cargo +nightly fuzz run "${build[@]}" one "$ROOT/fuzz/corpus/$name" "$ROOT/fuzz/seeds/$name" -- \
     "-max_total_time=${FUZZ_SECONDS:-60}" -max_len=16384 -timeout=20 -rss_limit_mb=2048 || failed+=" $name"
   sed -nE 's/^(Done [0-9]+ runs.*|stat::number_of_executed_units.*)/  \1/p' "$LOGS/fuzz-$name.log"
 done

@@ -24,6 +24,7 @@ make_file() {
   rm -f "$fresh"
 }
 
+take_sources
 build_debug
 make_file charts/opencode-operator/files/crds.yaml "$CARGO_TARGET_DIR/debug/examples/crdgen"
 make_file docs/openapi.json "$CARGO_TARGET_DIR/debug/opencode-sidecar" openapi

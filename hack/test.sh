@@ -13,6 +13,7 @@ if ! flock -n 7; then
   fail "wait for it or stop it, then run this again."
 fi
 
+take_sources
 passed=0 failed=0 report=''
 began=$SECONDS
 
@@ -44,7 +45,7 @@ finish() {
 suite "setup" hack/setup.sh || finish
 # What needs no cluster may fail without keeping the rest from being tested.
 suite "format" cargo fmt --all --check || true
-suite "lints" cargo clippy --workspace --all-targets --locked -- -D warnings || true
+suite "lints" in_sources cargo clippy --workspace --all-targets --locked -- -D warnings || true
 suite "shell scripts" hack/shellcheck.sh || true
 suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true

@@ -3,6 +3,7 @@
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+take_sources
 OPENCODE_BIN=$(deploy/images.sh opencode)
 export OPENCODE_BIN
 # Tests with the real OpenCode start the runner as a process of its own.
@@ -13,4 +14,4 @@ if [ -n "${LONG:-}" ]; then
   export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
 # All of them: one failure is not to hide another.
-cargo test --no-fail-fast "${UNITS[@]}" -- "$@"
+in_sources cargo test --no-fail-fast "${UNITS[@]}" -- "$@"

@@ -30,7 +30,7 @@ spawn() {
   env "$MARK" setsid bash -c '
     stat=$(</proc/$$/stat); read -r -a f <<<"${stat##*) }"
     printf "%s %s %s\n" $$ "${f[19]}" "$2" >"$1.new" && mv "$1.new" "$1"
-    shift 2; exec "$@"' spawn "$record" "$(boot_id)" "$@" >"$STATE/log/$name.log" 2>&1 </dev/null 7>&- 8>&- 9>&- &
+    shift 2; exec "$@"' spawn "$record" "$(boot_id)" "$@" >"$STATE/log/$name.log" 2>&1 </dev/null 6>&- 7>&- 8>&- 9>&- &
   until [ -s "$record" ]; do sleep 0.01; done
 }
 
