@@ -30,10 +30,11 @@ usage() {
   cat >&2 <<X
 usage: images.sh COMMAND [OPTION...] [TARGET...]
   build   build images (all: $ALL)
-  load    put the built images into the cluster of 'make cluster'
+  load    put the built images into the cluster of 'make cluster'; that of KUBECONFIG gets them by way of \$REGISTRY
   push    push the built images to \$REGISTRY
   names   print the images' names
-  chart-values  print them as NAME IMAGE, for the chart's values
+  chart-values  print them as NAME IMAGE, for the chart's values, as the cluster knows them
+  in-cluster TARGET  print the image's name as the cluster knows it
   key TARGET    print what identifies the built image's content
   opencode      fetch OpenCode for this machine, checked by its hash, and print its path
   clean   forget built images and their base; binaries of OpenCode stay
@@ -42,7 +43,7 @@ options:
   --profile NAME   cargo profile of the binaries, default: $PROFILE
   --bin-dir DIR    take the Rust binaries from DIR instead of running cargo
   --weakened       sidecar and runner without their protections, tagged TAG-weakened: for the leak suite, never for use
-environment: CARGO_TARGET_DIR, REGISTRY (push), OPENCODE_OPERATOR_CACHE (now: $CACHE)
+environment: CARGO_TARGET_DIR, REGISTRY (push; load into a cluster of KUBECONFIG), OPENCODE_OPERATOR_CACHE (now: $CACHE)
 X
   exit 2
 }
@@ -193,12 +194,24 @@ build_image() { # CONTEXT TARGET NAME ARCHIVE
 push_image() {
   case $BUILDER in
     docker) docker tag "$1" "$2" && docker push "$2" ;;
-    buildah) buildah push "$1" "$2" ;;
+    # As docker does it: a registry on this machine needs no certificate.
+    buildah) case $2 in
+      localhost:* | 127.0.0.1:*) buildah push --tls-verify=false "$1" "$2" ;;
+      *) buildah push "$1" "$2" ;;
+    esac ;;
   esac
 }
 
 # --- build -------------------------------------------------------------------------------------------------------------------
 name_of() { printf '%s/%s:%s\n' "$PREFIX" "$1" "$TAG"; }
+# A cluster of KUBECONFIG pulls: by a tag that changes with the content, so that no node takes an older image for it.
+in_cluster_name() {
+  if [ "$(cat "$CHOICE_FILE" 2>/dev/null)" = external ] && [ -n "${REGISTRY:-}" ]; then
+    printf '%s/%s:%s-%s\n' "$REGISTRY" "$1" "$TAG" "$(cat "$WORK/$1-$TAG.tar.key")"
+  else
+    name_of "$1"
+  fi
+}
 
 # The context of TARGET: its files and the Dockerfile, and nothing else, so that their hash says whether anything changed.
 stage() {
@@ -282,8 +295,12 @@ cmd_load() {
   local target archive key mark start kind
   [ -e "$CHOICE_FILE" ] || fail "there is no cluster to load images into." "Start it: make cluster"
   kind=$(cat "$CHOICE_FILE")
-  [ "$kind" != external ] || fail "the cluster of KUBECONFIG takes no images from here." \
-    "Push them to a registry it can pull from: REGISTRY=registry.example/team deploy/images.sh push"
+  if [ "$kind" = external ]; then
+    [ -n "${REGISTRY:-}" ] || fail "the cluster of KUBECONFIG takes no images from here." \
+      "Name a registry that you may push to and that it can pull from, and run this again: export REGISTRY=registry.example/team"
+    push_as in_cluster_name
+    return
+  fi
   for target in "${TARGETS[@]}"; do
     start=$(date +%s%N)
     archive=$WORK/$target-$TAG.tar
@@ -305,12 +322,17 @@ cmd_load() {
 }
 
 cmd_push() {
-  local target
   [ -n "${REGISTRY:-}" ] || fail "REGISTRY is not set: where to push to?"
+  push_as tagged_name
+}
+tagged_name() { printf '%s/%s:%s\n' "$REGISTRY" "$1" "$TAG"; }
+push_as() { # FUNCTION: prints the name that a target gets
+  local target name
   choose_builder
   for target in "${TARGETS[@]}"; do
-    timed "push $REGISTRY/$target:$TAG" "$CACHE/log/push-$target.log" "log in to the registry: docker login, or buildah login" \
-      push_image "$(name_of "$target")" "$REGISTRY/$target:$TAG" || exit 1
+    name=$("$1" "$target")
+    timed "push $name" "$CACHE/log/push-$target.log" "log in to the registry: docker login, or buildah login" \
+      push_image "$(name_of "$target")" "$name" || exit 1
   done
 }
 
@@ -361,7 +383,8 @@ main() {
     push) cmd_push ;;
     clean) cmd_clean ;;
     names) local t; for t in "${TARGETS[@]}"; do name_of "$t"; done ;;
-    chart-values) local t; for t in operator sidecar runner opencode agent; do printf '%s %s\n' "$t" "$(name_of "$t")"; done ;;
+    chart-values) local t; for t in operator sidecar runner opencode agent; do printf '%s %s\n' "$t" "$(in_cluster_name "$t")"; done ;;
+    in-cluster) in_cluster_name "${TARGETS[0]}" ;;
     opencode) opencode_binary ;;
     key) cat "$WORK/${TARGETS[0]}-$TAG.tar.key" ;;
     *) usage ;;

@@ -11,5 +11,7 @@ use_cluster
 up=$((($(date +%s%N) - began) / 1000000))
 deploy/images.sh load
 hack/install.sh
+IMAGE_SCRIPTED_MODEL=$(deploy/images.sh in-cluster scripted-model)
+export IMAGE_SCRIPTED_MODEL
 say "| cluster up (0.2 s when it runs already) | $up ms | – | 1 |"
 exec deploy/local/cluster.sh hold -- env -C "$SOURCE" cargo run -q --locked -p tests --bin figures

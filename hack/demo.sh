@@ -38,7 +38,8 @@ case $sample in
   session-openai) printf '%s' "$OPENAI_API_KEY" | secret openai key ;;
   *)
     printf 'not-a-real-key' | secret scripted-key key
-    kubectl apply -f deploy/samples/scripted-model.yaml >/dev/null
+    sed "s#localhost/opencode-operator/scripted-model:dev#$(deploy/images.sh in-cluster scripted-model)#" \
+      deploy/samples/scripted-model.yaml | kubectl apply -f - >/dev/null
     kubectl rollout status deployment/scripted-model --timeout=60s >/dev/null
     ;;
 esac

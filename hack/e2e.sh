@@ -5,14 +5,17 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 take_sources
 use_cluster
-# What is built and loaded already takes no time. A cluster of KUBECONFIG takes no images from here: README says how it gets them.
-if [ "$(cat "$CHOICE_FILE")" != external ]; then
-  deploy/images.sh build
-  deploy/images.sh load
-fi
+# What is built and loaded already takes no time.
+deploy/images.sh build
+deploy/images.sh load
 hack/install.sh
+for target in scripted-model agent; do
+  image=$(deploy/images.sh in-cluster "$target")
+  name=IMAGE_${target//-/_}
+  export "${name^^}=$image"
+done
 # The leak suite shows each attack in a pod without protections first. Like other tests it needs the node itself, so it cannot run
-# on a cluster that takes no images from here.
+# on a cluster of KUBECONFIG.
 if [ "$(cat "$CHOICE_FILE")" != external ]; then
   deploy/images.sh build --weakened
   deploy/images.sh load --weakened

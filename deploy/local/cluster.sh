@@ -143,7 +143,7 @@ cmd_load() {
     case $(chosen) in
       builtin) import_archive "$file" ;;
       kind) kind load image-archive --name "$KIND_NAME" "$file" ;;
-      external) fail "images cannot be put into a cluster of KUBECONFIG from here." "Push them to a registry it can pull from: REGISTRY=... deploy/images.sh push" ;;
+      external) fail "images cannot be put into a cluster of KUBECONFIG from here." "Push them to a registry it can pull from: REGISTRY=... deploy/images.sh load" ;;
     esac
   done
 }

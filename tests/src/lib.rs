@@ -47,6 +47,13 @@ where
     }
 }
 
+/// The project's image for `target`, as the cluster knows it: what `hack/e2e.sh` says, else as `make images` loads it.
+#[must_use]
+pub fn image(target: &str) -> String {
+    let variable = format!("IMAGE_{}", target.replace('-', "_").to_uppercase());
+    std::env::var(variable).unwrap_or_else(|_| format!("localhost/opencode-operator/{target}:dev"))
+}
+
 /// A figure of a test's, for those who read its log.
 pub fn figure(text: &str) {
     eprintln!("FIGURE {text}");

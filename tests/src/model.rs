@@ -1,6 +1,6 @@
 //! The language model's double as a pod: the only double of these tests.
 
-use crate::{Namespace, eventually};
+use crate::{Namespace, eventually, image};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -27,7 +27,7 @@ impl Model {
                 "volumes": [{"name": "keys", "secret": {"secretName": format!("{name}-accepts")}}],
                 "containers": [{
                     "name": "scripted-model",
-                    "image": "localhost/opencode-operator/scripted-model:dev",
+                    "image": image("scripted-model"),
                     "imagePullPolicy": "IfNotPresent",
                     "args": ["--listen", "0.0.0.0:8080", "--require-key-file", "/keys/keys"],
                     "ports": [{"containerPort": 8080}],

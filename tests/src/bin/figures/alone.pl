@@ -45,7 +45,7 @@ waitpid $pid, 0;
 system 'rm', '-rf', $dir;
 printf "%.1f %.1f\n", ($listens - $began) * 1000, ($prompted - $answers) * 1000;
 
-# Sends a request and reads the answer, of a stream its first line of data.
+# Sends a request and reads the answer's head and body, of a stream its first line of data.
 sub ask {
     my ($method, $path, $body, $stream) = @_;
     my $socket = IO::Socket::INET->new(PeerAddr => '127.0.0.1', PeerPort => $port, Timeout => 10) or die "$path: $!";
@@ -54,7 +54,13 @@ sub ask {
         . "Content-Type: application/json\r\nContent-Length: $length\r\n\r\n" . ($body // '');
     my $status = <$socket> // '';
     $status =~ m{^HTTP/1.1 (2..|404) } or die "$path: $status";
-    while (my $line = <$socket>) { last if $stream && $line =~ /^data:/ }
+    my $rest = 0;
+    while (my $line = <$socket>) {
+        $rest = $1 if $line =~ /^content-length: (\d+)/i;
+        last if $line eq "\r\n";
+    }
+    if ($stream) { while (my $line = <$socket>) { last if $line =~ /^data:/ } }
+    elsif ($rest) { read $socket, my $answer, $rest }
 }
 
 sub read_file { open my $file, '<', $_[0] or return ''; local $/; return scalar <$file> // '' }

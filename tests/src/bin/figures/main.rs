@@ -10,6 +10,8 @@ use futures::StreamExt;
 use serde_json::json;
 use std::{
     fmt::Write as _,
+    fs,
+    path::Path,
     time::{Duration, Instant},
 };
 use tests::{
@@ -201,34 +203,9 @@ async fn turns(ns: &Namespace, report: &mut String) {
     session.read(&busy).await.check();
 }
 
-/// PSS of our processes, read on this machine: it is the node of the built-in cluster.
+/// PSS of our processes, read on this machine: it is the node of the built-in cluster. Beside it what no other process of the
+/// same program shares: the rest are pages of the program's file.
 async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut String) {
-    let pss = |binary: &str, wanted: &str| {
-        let mut sum = None;
-        for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-            let path = entry.path();
-            let cmdline = std::fs::read(path.join("cmdline")).unwrap_or_default();
-            let environ = std::fs::read(path.join("environ")).unwrap_or_default();
-            let first = cmdline.split(|b| *b == 0).next().unwrap_or_default();
-            let ours = first == binary.as_bytes()
-                && (wanted.is_empty()
-                    || environ
-                        .split(|b| *b == 0)
-                        .any(|v| v == format!("HOSTNAME={wanted}").as_bytes()));
-            if ours && let Ok(rollup) = std::fs::read_to_string(path.join("smaps_rollup")) {
-                let kb = rollup.lines().find_map(|l| {
-                    l.strip_prefix("Pss:")?
-                        .trim()
-                        .strip_suffix(" kB")?
-                        .trim()
-                        .parse::<f64>()
-                        .ok()
-                });
-                sum = kb.map(|kb| kb / 1024.0).or(sum);
-            }
-        }
-        sum
-    };
     for (name, binary, host) in [
         ("sidecar", "/sidecar", session.name.as_str()),
         (
@@ -238,20 +215,44 @@ async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut Stri
         ),
         ("operator", "/operator", ""),
     ] {
-        match pss(binary, host) {
-            Some(mb) => row(
-                report,
-                &format!("PSS of the {name}, {when}"),
-                vec![mb],
-                "MB",
-            ),
-            None => writeln!(
-                report,
-                "| PSS of the {name}, {when} | not to be seen from here | – | 0 |"
-            )
-            .expect("a String"),
-        }
+        let Some((pss, own)) = pss(binary, host) else {
+            let line = format!("| PSS of the {name}, {when} | not to be seen from here | – | 0 |");
+            writeln!(report, "{line}").expect("a String");
+            continue;
+        };
+        row(
+            report,
+            &format!("PSS of the {name}, {when}"),
+            vec![pss],
+            "MB",
+        );
+        row(report, "— of it its own memory", vec![own], "MB");
     }
     let said = kubectl(&["-n", &ns.name, "get", "ocs", "-o", "name"], "").await;
     assert!(said.ok, "{}", said.err);
+}
+
+/// PSS of the process that runs this program under this host name, and its anonymous part, in MB.
+fn pss(binary: &str, host: &str) -> Option<(f64, f64)> {
+    let words = |path: &Path| fs::read(path).unwrap_or_default();
+    let is_it = |path: &Path| {
+        let cmdline = words(&path.join("cmdline"));
+        let wanted = format!("HOSTNAME={host}");
+        cmdline.split(|b| *b == 0).next() == Some(binary.as_bytes())
+            && (host.is_empty()
+                || words(&path.join("environ"))
+                    .split(|b| *b == 0)
+                    .any(|variable| variable == wanted.as_bytes()))
+    };
+    let processes = fs::read_dir("/proc").ok()?.flatten();
+    let process = processes
+        .map(|entry| entry.path())
+        .find(|path| is_it(path))?;
+    let rollup = fs::read_to_string(process.join("smaps_rollup")).ok()?;
+    let megabytes = |field: &str| {
+        let value = rollup.lines().find_map(|line| line.strip_prefix(field))?;
+        let kb: f64 = value.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        Some(kb / 1024.0)
+    };
+    Some((megabytes("Pss:")?, megabytes("Pss_Anon:")?))
 }

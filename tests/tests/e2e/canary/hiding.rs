@@ -4,13 +4,13 @@ use super::search::{Needles, Report};
 use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 use std::time::Duration;
-use tests::{eventually, node, run};
+use tests::{eventually, image, node, run};
 
 fn container(name: &str, more: &Value) -> Value {
     let mut container = json!({
         "name": name,
         // The agent's own image, user and restrictions.
-        "image": "localhost/opencode-operator/agent:dev", "imagePullPolicy": "IfNotPresent", "command": ["sleep", "3600"],
+        "image": image("agent"), "imagePullPolicy": "IfNotPresent", "command": ["sleep", "3600"],
         "securityContext": {"runAsUser": 65532, "runAsGroup": 65532, "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true,
             "capabilities": {"drop": ["ALL"]}},
     });
