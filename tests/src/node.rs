@@ -5,7 +5,6 @@ use k8s_openapi::api::core::v1::{PersistentVolume, PersistentVolumeClaim};
 use kube::Api;
 use std::{
     fs,
-    io::ErrorKind,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
@@ -93,8 +92,12 @@ fn search(pid: u32, needles: &[String]) -> Option<(bool, usize)> {
         look(&fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default());
     }
     let memory = match fs::File::open(format!("/proc/{pid}/mem")) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
-        memory => memory.expect("root reads every memory"),
+        Ok(memory) => memory,
+        Err(error) => {
+            // One that is ending has no memory any more, and no program either.
+            assert!(image(pid).is_none(), "root reads every memory: {error}");
+            return None;
+        }
     };
     for line in fs::read_to_string(format!("/proc/{pid}/maps"))
         .unwrap_or_default()
