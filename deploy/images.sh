@@ -191,23 +191,29 @@ build_image() { # CONTEXT TARGET NAME ARCHIVE
       ;;
   esac
 }
-push_image() {
+push_image() { # ARCHIVE NAME-IN-IT NAME: what is pushed is what was built, whatever the builder's own store has by now
   case $BUILDER in
-    docker) docker tag "$1" "$2" && docker push "$2" ;;
+    docker) docker load --input "$1" && docker tag "$2" "$3" && docker push "$3" ;;
     # As docker does it: a registry on this machine needs no certificate.
-    buildah) case $2 in
-      localhost:* | 127.0.0.1:*) buildah push --tls-verify=false "$1" "$2" ;;
-      *) buildah push "$1" "$2" ;;
+    buildah) buildah pull "docker-archive:$1" && case $3 in
+      localhost:* | 127.0.0.1:*) buildah push --tls-verify=false "$2" "$3" ;;
+      *) buildah push "$2" "$3" ;;
     esac ;;
   esac
 }
 
 # --- build -------------------------------------------------------------------------------------------------------------------
 name_of() { printf '%s/%s:%s\n' "$PREFIX" "$1" "$TAG"; }
+# What identifies the built image's content.
+key_of() {
+  cat "$WORK/$1-$TAG.tar.key" 2>/dev/null || fail "the image $(name_of "$1") is not built." "Build it: deploy/images.sh build $1"
+}
 # A cluster of KUBECONFIG pulls: by a tag that changes with the content, so that no node takes an older image for it.
 in_cluster_name() {
   if [ "$(cat "$CHOICE_FILE" 2>/dev/null)" = external ] && [ -n "${REGISTRY:-}" ]; then
-    printf '%s/%s:%s-%s\n' "$REGISTRY" "$1" "$TAG" "$(cat "$WORK/$1-$TAG.tar.key")"
+    local key
+    key=$(key_of "$1") || exit 1
+    printf '%s/%s:%s-%s\n' "$REGISTRY" "$1" "$TAG" "$key"
   else
     name_of "$1"
   fi
@@ -304,8 +310,7 @@ cmd_load() {
   for target in "${TARGETS[@]}"; do
     start=$(date +%s%N)
     archive=$WORK/$target-$TAG.tar
-    [ -e "$archive.key" ] || fail "the image $(name_of "$target") is not built." "Build it: deploy/images.sh build $target"
-    key=$(cat "$archive.key")
+    key=$(key_of "$target") || exit 1
     # The record is part of the cluster's state: it goes when the cluster goes. kind keeps its own.
     mark=$STATE/loaded/$target-$TAG
     if [ "$kind" = builtin ] && [ "$(cat "$mark" 2>/dev/null)" = "$key" ]; then
@@ -330,9 +335,10 @@ push_as() { # FUNCTION: prints the name that a target gets
   local target name
   choose_builder
   for target in "${TARGETS[@]}"; do
-    name=$("$1" "$target")
+    key_of "$target" >/dev/null || exit 1
+    name=$("$1" "$target") || exit 1
     timed "push $name" "$CACHE/log/push-$target.log" "log in to the registry: docker login, or buildah login" \
-      push_image "$(name_of "$target")" "$name" || exit 1
+      push_image "$WORK/$target-$TAG.tar" "$(name_of "$target")" "$name" || exit 1
   done
 }
 
@@ -383,10 +389,10 @@ main() {
     push) cmd_push ;;
     clean) cmd_clean ;;
     names) local t; for t in "${TARGETS[@]}"; do name_of "$t"; done ;;
-    chart-values) local t; for t in operator sidecar runner opencode agent; do printf '%s %s\n' "$t" "$(in_cluster_name "$t")"; done ;;
+    chart-values) local t name; for t in operator sidecar runner opencode agent; do name=$(in_cluster_name "$t") || exit 1; printf '%s %s\n' "$t" "$name"; done ;;
     in-cluster) in_cluster_name "${TARGETS[0]}" ;;
     opencode) opencode_binary ;;
-    key) cat "$WORK/${TARGETS[0]}-$TAG.tar.key" ;;
+    key) key_of "${TARGETS[0]}" ;;
     *) usage ;;
   esac
 }

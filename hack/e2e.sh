@@ -7,7 +7,11 @@ take_sources
 use_cluster
 # What is built and loaded already takes no time.
 deploy/images.sh build
-deploy/images.sh load
+if [ "$(cat "$CHOICE_FILE")" = external ] && [ -z "${REGISTRY:-}" ]; then
+  say "note: without REGISTRY the cluster of KUBECONFIG is taken to have the images already"
+else
+  deploy/images.sh load
+fi
 hack/install.sh
 for target in scripted-model agent; do
   image=$(deploy/images.sh in-cluster "$target")

@@ -5,9 +5,11 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 use_cluster
 args=()
-while read -r name image; do args+=(--set "images.$name=$image"); done < <(deploy/images.sh chart-values)
+images=$(deploy/images.sh chart-values)
+key=$(deploy/images.sh key operator)
+while read -r name image; do args+=(--set "images.$name=$image"); done <<<"$images"
 # The tag stays the same from build to build: only this tells Kubernetes that the operator is another one.
-args+=(--set-string "podAnnotations.opencode-operator\\.dev/image=$(deploy/images.sh key operator)")
+args+=(--set-string "podAnnotations.opencode-operator\\.dev/image=$key")
 timed "installing the operator with Helm" "$LOGS/helm.log" "kubectl -n $SYSTEM_NAMESPACE get pods,events; then 'make install'" \
   helm upgrade --install opencode-operator charts/opencode-operator --namespace "$SYSTEM_NAMESPACE" --create-namespace \
   "${args[@]}" --wait --timeout 3m

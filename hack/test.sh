@@ -23,7 +23,7 @@ suite() {
   local name=$1 log start=$SECONDS ok=1 p f
   shift
   log=$LOGS/suite-${name// /-}.log
-  timed "$name" "$log" "read the log, then run it alone: $*" "$@" 7>&- || ok=0
+  timed "$name" "$log" "read the log, then run it alone: $*" "$@" 6>&- 7>&- || ok=0
   p=$(sed -nE 's/^test result: .* ([0-9]+) passed; .*/\1/p' "$log" | awk '{n+=$1} END {print n+0}')
   f=$(sed -nE 's/^test result: .* ([0-9]+) failed; .*/\1/p' "$log" | awk '{n+=$1} END {print n+0}')
   if ((ok == 0 && f == 0)); then f=1; fi

@@ -14,4 +14,4 @@ if [ -n "${LONG:-}" ]; then
   export JOURNAL_SEEDS=${JOURNAL_SEEDS:-10000} FUZZ_ROUNDS=${FUZZ_ROUNDS:-20000}
 fi
 # All of them: one failure is not to hide another.
-in_sources cargo test --no-fail-fast "${UNITS[@]}" -- "$@"
+in_sources cargo test --no-fail-fast "${UNITS[@]}" -- "$@" 6>&-

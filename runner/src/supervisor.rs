@@ -4,8 +4,9 @@
 //! once; what the dead process left behind is killed under it. A start kills leftovers of the one before
 //! first, so none of them meets the new process.
 
-use crate::config::{Config, GRACE_MAX};
+use crate::config::Config;
 use crate::confine::{Confined, Confiner};
+use crate::patience::Patience;
 use crate::reaper::{Exit, Reaper};
 use crate::relay::Relay;
 use crate::status::Status;
@@ -15,8 +16,8 @@ use rustix::process::{Pid, Signal};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::sync::{Mutex, OwnedMutexGuard, oneshot, watch};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::sync::{Mutex, OwnedMutexGuard, oneshot};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -33,8 +34,7 @@ pub struct Supervisor {
     status: Status,
     slot: Arc<Mutex<Option<Process>>>,
     confiner: Confiner,
-    /// When the stop that is under way kills: every further stop may only bring it nearer.
-    kill_at: watch::Sender<Option<Instant>>,
+    patience: Patience,
     closing: CancellationToken,
     tasks: TaskTracker,
 }
@@ -61,7 +61,7 @@ impl Supervisor {
             status: Status::new(),
             slot: Arc::default(),
             confiner: Confiner::default(),
-            kill_at: watch::Sender::new(None),
+            patience: Patience::new(),
             closing: CancellationToken::new(),
             tasks,
         })
@@ -102,7 +102,8 @@ impl Supervisor {
                 return Reply::State(self.status.get());
             }
             Some(process) if process.is_alive() => {
-                self.stop_process(slot.as_ref(), self.config.grace).await;
+                let _stop = self.patience.stop(self.config.grace);
+                self.stop_process(slot.as_ref()).await;
             }
             _ => drop(sweep::sweep(&self.reaper, None).await),
         }
@@ -132,9 +133,9 @@ impl Supervisor {
 
     /// [`contract::runner::Request::Stop`]. Not cancel safe.
     pub async fn stop(&self, grace: Duration) -> Reply {
-        self.hurry(grace);
+        let _stop = self.patience.stop(grace);
         let slot = self.slot.lock().await;
-        self.stop_process(slot.as_ref(), grace).await;
+        self.stop_process(slot.as_ref()).await;
         Reply::State(self.status.get())
     }
 
@@ -156,16 +157,9 @@ impl Supervisor {
         self.stop(grace).await;
     }
 
-    /// Shortens the grace of a stop that is under way or waits for its turn.
+    /// Shortens the grace of every stop that was asked for.
     pub fn hurry(&self, grace: Duration) {
-        let wanted = Instant::now() + grace.min(GRACE_MAX);
-        self.kill_at.send_if_modified(|at| {
-            let sooner = at.is_none_or(|at| wanted < at);
-            if sooner {
-                *at = Some(wanted);
-            }
-            sooner
-        });
+        self.patience.hurry(grace);
     }
 
     /// Folders and files that the launch needs.
@@ -207,7 +201,7 @@ impl Supervisor {
     }
 
     /// Tries what is refused to a process, while it starts. Holds the slot, so that nothing sweeps the
-    /// trial away.
+    /// trial away; a stop ends it, and the next start tries again.
     async fn rehearse(
         self: Arc<Self>,
         slot: OwnedMutexGuard<Option<Process>>,
@@ -218,7 +212,7 @@ impl Supervisor {
             found = self.confiner.rehearse(&self.config, confined, &self.reaper) => {
                 self.status.isolated(generation, found);
             }
-            () = self.closing.cancelled() => {}
+            () = self.patience.asked() => {}
         }
         drop(slot);
     }
@@ -330,22 +324,16 @@ impl Supervisor {
         }
     }
 
-    /// `process`: that of the slot, which the caller has locked.
-    async fn stop_process(&self, process: Option<&Process>, grace: Duration) {
-        let process = process.filter(|process| process.is_alive());
-        if let Some(process) = process {
+    /// `process`: that of the slot, which the caller has locked. Waits as long as [`Patience`] says.
+    async fn stop_process(&self, process: Option<&Process>) {
+        if let Some(process) = process.filter(|process| process.is_alive()) {
             process.stopping.store(true, Ordering::Relaxed);
-            self.hurry(grace);
             self.reaper.signal(process.pid, Signal::TERM, false);
-            if !self.ends_in_time(&process.ended).await {
-                log::warn("OpenCode does not stop: killing it", &[]);
+            self.patience.begin();
+            tokio::select! {
+                () = process.ended.cancelled() => {}
+                () = self.patience.over() => log::warn("OpenCode does not stop: killing it", &[]),
             }
-        }
-        // Every wish so far was for this stop. Who shuts down stays in a hurry.
-        if !self.closing.is_cancelled() {
-            self.kill_at.send_replace(None);
-        }
-        if let Some(process) = process {
             // Its group too, although the sweep would find them: this works without /proc.
             self.reaper.signal(process.pid, Signal::KILL, true);
             if timeout(KILL_LIMIT, process.ended.cancelled())
@@ -359,24 +347,6 @@ impl Supervisor {
         sweep::sweep(&self.reaper, None).await;
         self.status
             .set(self.status.get().generation, Phase::Stopped);
-    }
-
-    async fn ends_in_time(&self, ended: &CancellationToken) -> bool {
-        let mut kill_at = self.kill_at.subscribe();
-        loop {
-            let at = *kill_at.borrow_and_update();
-            let late = async {
-                match at {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                () = ended.cancelled() => return true,
-                () = late => return false,
-                _ = kill_at.changed() => {}
-            }
-        }
     }
 }
 

@@ -162,7 +162,8 @@ fn wanted(egress: EgressMode) -> impl Iterator<Item = Measure> {
 fn judge(refused: &[Measure], egress: EgressMode, abi: u32) -> Isolation {
     let mut isolation = Isolation::default();
     for measure in wanted(egress) {
-        if refused.contains(&measure) {
+        // The trial runs beside the agent, who could forge what it says where nothing is refused.
+        if refused.contains(&measure) && abi >= needed(measure) {
             isolation.enforced.push(measure);
         } else {
             isolation.missing.push(Missing {
@@ -176,18 +177,23 @@ fn judge(refused: &[Measure], egress: EgressMode, abi: u32) -> Isolation {
 
 /// Why a measure does not hold, as far as the kernel's version tells.
 fn why(measure: Measure, abi: u32) -> String {
-    let needs = match measure {
-        Measure::Files | Measure::ToolProcesses => 1,
-        Measure::SidecarPorts | Measure::Egress | Measure::ToolPorts => 4,
-        Measure::Signals | Measure::AbstractSockets => 6,
-        Measure::SystemCalls | Measure::ToolEnvironment | Measure::Unknown => 0,
-    };
+    let needs = needed(measure);
     if abi >= needs {
         "tried, and it was not refused".to_owned()
     } else if abi == 0 {
         "the kernel has no Landlock".to_owned()
     } else {
         format!("needs Landlock ABI {needs}, the kernel has {abi}")
+    }
+}
+
+/// Version of Landlock's ABI that a measure needs.
+fn needed(measure: Measure) -> u32 {
+    match measure {
+        Measure::Files | Measure::ToolProcesses => 1,
+        Measure::SidecarPorts | Measure::Egress | Measure::ToolPorts => 4,
+        Measure::Signals | Measure::AbstractSockets => 6,
+        Measure::SystemCalls | Measure::ToolEnvironment | Measure::Unknown => 0,
     }
 }
 
@@ -352,6 +358,9 @@ mod tests {
             reason(Measure::SystemCalls),
             Some("tried, and it was not refused")
         );
+        // More than this kernel can is not believed.
+        let told = judge(&[Measure::ToolPorts], EgressMode::Open, 3);
+        assert!(told.enforced.is_empty(), "{told:?}");
         // It is not asked for in this mode.
         assert_eq!(reason(Measure::Egress), None);
         let none = judge(&[], EgressMode::ProxyOnly, 0);

@@ -1,7 +1,7 @@
 //! What is refused to OpenCode and to its tools. Each attempt is made in the domain, where it must fail,
 //! and outside of it, where it must succeed: so a refusal is the domain's doing.
 
-use crate::harness::{Runner, eventually, program, shell};
+use crate::harness::{PATIENCE, Runner, eventually, program, shell};
 use contract::pod::EgressMode;
 use contract::runner::{Confinement, Isolation, Launch, Measure, Missing, Phase, Request};
 use rustix::net::{
@@ -14,6 +14,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -451,10 +452,7 @@ fn isolation(runner: &Runner) -> Isolation {
 #[test]
 fn the_trial_holds_up_no_start_and_nothing_sweeps_it_away() {
     let room = tempfile::tempdir().unwrap();
-    let shell = room.path().join("shell");
-    let text = ": > trial; until [ -e go ]; do sleep 0.02; done; exec /bin/sh \"$@\"";
-    fs::write(&shell, format!("#!/bin/sh\n{text}\n")).unwrap();
-    fs::set_permissions(&shell, fs::Permissions::from_mode(0o755)).unwrap();
+    let shell = shell_that_waits(room.path());
     let runner = Runner::start_with(&[("SHELL", shell.to_str().unwrap())]);
     let start = Request::Start {
         launch: program("/bin/sleep", &["3600"]),
@@ -466,6 +464,11 @@ fn the_trial_holds_up_no_start_and_nothing_sweeps_it_away() {
     eventually("the trial to begin", || runner.path("w/trial").exists());
     let mut reaping = runner.connect();
     reaping.write_all(b"{\"op\":\"reap\"}\n").unwrap();
+    // It waits: for longer than one takes that does not.
+    let short = Duration::from_millis(300);
+    reaping.set_read_timeout(Some(short)).unwrap();
+    assert!(reaping.read(&mut [0]).is_err(), "it was answered");
+    reaping.set_read_timeout(Some(PATIENCE)).unwrap();
     fs::write(runner.path("w/go"), "").unwrap();
     let found = isolation(&runner);
     let tried = |m: &Missing| !m.reason.contains("could not be tried");
@@ -479,6 +482,35 @@ fn the_trial_holds_up_no_start_and_nothing_sweeps_it_away() {
     runner.stop(0);
     assert_eq!(runner.state(&start).isolation, Some(found));
     assert!(!runner.path("w/trial").exists());
+}
+
+#[test]
+fn a_stop_waits_for_no_trial_and_keeps_its_grace() {
+    let room = tempfile::tempdir().unwrap();
+    let shell = shell_that_waits(room.path());
+    let runner = Runner::start_with(&[("SHELL", shell.to_str().unwrap())]);
+    let ready = runner.path("w/ready");
+    let late = "trap 'sleep 0.2; echo late > late; exit' TERM; echo ready > ready; while :; do sleep 0.01; done";
+    runner.launch(&crate::harness::shell(late));
+    eventually("the trap and the trial", || {
+        ready.exists() && runner.path("w/trial").exists()
+    });
+    assert_eq!(runner.stop(60_000).phase, Phase::Stopped);
+    assert!(runner.path("w/late").exists(), "it had its time");
+    // Nothing was found out; the next start tries again.
+    fs::write(runner.path("w/go"), "").unwrap();
+    runner.launch(&program("/bin/sleep", &["3600"]));
+    let found = isolation(&runner);
+    assert!(found.enforced.contains(&Measure::ToolEnvironment));
+}
+
+/// A shell that says that it was called and goes on when the file `go` is there.
+fn shell_that_waits(room: &Path) -> PathBuf {
+    let file = room.join("shell");
+    let text = ": > trial; until [ -e go ]; do sleep 0.02; done; exec /bin/sh \"$@\"";
+    fs::write(&file, format!("#!/bin/sh\n{text}\n")).unwrap();
+    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    file
 }
 
 /// What a script prints in the place of OpenCode, by the end of its last line.

@@ -14,9 +14,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 /// Waits until OpenCode is well, and begins to listen to it.
 pub(super) async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, EventStream) {
     sleep(timings.pause_before_stream(cuts)).await;
+    let mut answered = false;
     loop {
         let version = well(&opencode, timings).await;
-        tracing::info!(version, "OpenCode answers");
+        if !std::mem::replace(&mut answered, true) {
+            tracing::info!(version, "OpenCode answers");
+        }
         match EventStream::open(&opencode).await {
             Ok(stream) => return (version, stream),
             Err(error) => tracing::debug!(%error, "no event stream yet"),

@@ -19,8 +19,13 @@ my %own = (
         qw(AUTOUPDATE CLAUDE_CODE DEFAULT_PLUGINS EXTERNAL_SKILLS FFF LSP_DOWNLOAD MODELS_FETCH PROJECT_CONFIG SHARE),
 );
 
+# Nothing here takes a minute; what was started ends with this.
+alarm 120;
+$SIG{ALRM} = sub { die "it took too long\n" };
+my $pid;
+END { if ($pid) { kill 'KILL', $pid; waitpid $pid, 0; system 'rm', '-rf', $dir } }
 my $began = time;
-my $pid = fork // die "fork: $!";
+$pid = fork // die "fork: $!";
 if (!$pid) {
     chdir "$dir/work";
     open STDOUT, '>', "$dir/log";
@@ -32,7 +37,7 @@ sleep 0.005 until read_file("$dir/log") =~ /listening on/ || time > $began + 60;
 my $listens = time;
 ask('GET', '/global/health');
 my $answers = time;
-ask('GET', "/event?directory=$dir/work", undef, 1);
+my $events = ask('GET', "/event?directory=$dir/work", undef, 1);
 my $id = 'ses_0123456789abcdefghijklmnop';
 ask('POST', '/api/session', qq({"id":"$id","location":{"directory":"$dir/work"}}));
 ask('PATCH', "/session/$id", '{"title":"alone"}');
@@ -40,9 +45,6 @@ ask('GET', "/session/$id/message/msg_none");
 ask('POST', "/session/$id/prompt_async",
     '{"messageID":"msg_0123456789abcdefghijklmnop","model":{"providerID":"p","modelID":"m"},"parts":[{"type":"text","text":"hello"}]}');
 my $prompted = time;
-kill 'KILL', $pid;
-waitpid $pid, 0;
-system 'rm', '-rf', $dir;
 printf "%.1f %.1f\n", ($listens - $began) * 1000, ($prompted - $answers) * 1000;
 
 # Sends a request and reads the answer's head and body, of a stream its first line of data.
@@ -61,6 +63,7 @@ sub ask {
     }
     if ($stream) { while (my $line = <$socket>) { last if $line =~ /^data:/ } }
     elsif ($rest) { read $socket, my $answer, $rest }
+    return $socket;
 }
 
 sub read_file { open my $file, '<', $_[0] or return ''; local $/; return scalar <$file> // '' }
