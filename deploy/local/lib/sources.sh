@@ -46,9 +46,10 @@ files_of() {
   local list status=0
   list=$(mktemp)
   if [ -e "$1/.git" ]; then
-    # What was deleted and not yet committed would be listed too.
+    # What was deleted and not yet committed would be listed too, and what became a folder.
     LC_ALL=C comm -z -23 <(git -C "$1" ls-files -z --cached --others --exclude-standard | LC_ALL=C sort -z -u) \
-      <(git -C "$1" ls-files -z --deleted | LC_ALL=C sort -z) >"$list" || status=1
+      <(git -C "$1" ls-files -z --deleted | LC_ALL=C sort -z) |
+      (cd "$1" && xargs -0 -r sh -c 'exec find "$@" -maxdepth 0 -type f -print0' find) >"$list" || status=1
   else
     (cd "$1" && find . -type d \( -name target -o -name corpus -o -name artifacts \) -prune -o -type f -printf '%P\0') >"$list" || status=1
   fi
