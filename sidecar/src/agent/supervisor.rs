@@ -79,6 +79,8 @@ pub(crate) struct AgentState {
     pub(crate) ready: bool,
     /// Grows with every process of OpenCode that this sidecar saw.
     pub(crate) generation: u64,
+    /// The last of them has ended: the runner said so.
+    pub(crate) ended: bool,
     /// The runner's own id; empty before the first contact.
     pub(crate) runner_id: String,
     /// How often OpenCode was started, as far as the runners that this sidecar met tell.

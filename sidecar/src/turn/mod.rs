@@ -317,8 +317,10 @@ impl Drive {
 
     /// Whether OpenCode's process that had the turn has ended, and the run with it.
     fn process_gone(&self) -> bool {
+        let state = self.agent().state();
+        let state = state.borrow();
         self.process
-            .is_some_and(|process| process != self.agent().state().borrow().generation)
+            .is_some_and(|process| process != state.generation || state.ended)
     }
 
     /// Returns when OpenCode does nothing for this session any more.

@@ -215,6 +215,28 @@ fn sigterm_ends_turns_with_their_reason() {
     });
 }
 
+/// As the kubelet ends a pod: first the agent's container, then the sidecar, who has nobody to abort any more.
+#[test]
+fn a_pod_that_stops_in_mid_turn_tells_its_readers_at_once() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let id = stack.begin("SCENARIO:slow 2000 20").await;
+        let mut reader = Reader::default();
+        stack.read(&mut reader, &id, speaks).await;
+        stack.end_runner();
+        process::signal(stack.sidecar_pid(), Signal::TERM);
+        // Less than an abort may take that nobody answers.
+        let status = stack.sidecar_ended(Duration::from_secs(6)).await;
+        assert_eq!(status.code(), Some(0), "{}", stack.logs());
+        stack.start_runner();
+        stack.start_sidecar();
+        stack.read_turn(&mut reader, &id).await;
+        reader.failed(TurnError::ShuttingDown);
+        stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
+    });
+}
+
 /// Hangs in mid-turn while the pod is told to stop: the turn's end is recorded all the same.
 #[test]
 fn sigterm_does_not_wait_for_an_opencode_that_hangs() {

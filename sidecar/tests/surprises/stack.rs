@@ -11,6 +11,7 @@ use contract::{
     runner::{Phase, Reply, Request, State},
     session::{CreateSession, CreateTurn, Session},
 };
+use rustix::process::Signal;
 use scripted_model::{Options, ScriptedModel};
 use serde_json::{Value, json};
 use std::{
@@ -388,6 +389,13 @@ impl Stack {
     pub(crate) fn kill_runner(&self) {
         let mut child = self.runner.lock().unwrap();
         child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Tells the runner to end, as the kubelet does, and waits until it has.
+    pub(crate) fn end_runner(&self) {
+        let mut child = self.runner.lock().unwrap();
+        process::signal(child.id(), Signal::TERM);
         child.wait().unwrap();
     }
 

@@ -129,7 +129,10 @@ impl Supervisor {
             // What is planned is no failure.
             self.failures += u32::from(!matches!(ended, Ended::Due(_)));
             match ended {
-                Ended::Process(why) => self.down(&why, TurnError::AgentDied),
+                Ended::Process(why) => {
+                    self.told.change(|s| s.ended = true);
+                    self.down(&why, TurnError::AgentDied);
+                }
                 Ended::Runner(why) => {
                     let text = format!("the agent's container ended: {why}");
                     self.down(&text, TurnError::AgentDied);
@@ -156,11 +159,12 @@ impl Supervisor {
         self.stopped = Some(Instant::now());
         self.down(why, code);
         let (runner, grace) = (self.runner.clone(), self.timings.stop_grace);
-        if let Err(error) = self
+        match self
             .meanwhile(async move { runner.stop(grace).await })
             .await
         {
-            tracing::warn!(%error, "OpenCode could not be stopped");
+            Ok(_) => self.told.change(|s| s.ended = true),
+            Err(error) => tracing::warn!(%error, "OpenCode could not be stopped"),
         }
     }
 
@@ -180,6 +184,7 @@ impl Supervisor {
         let starts = self.starts_before.saturating_add(state.generation);
         self.told.change(|s| {
             s.generation += u64::from(new);
+            s.ended = false;
             s.starts = u32::try_from(starts).unwrap_or(u32::MAX);
             s.message = Some("OpenCode starts".to_owned());
         });
