@@ -73,7 +73,6 @@ build_rust() {
   [ -n "$needed" ] || return 0
   if [ -n "$BIN_DIR" ]; then return; fi
   command -v cargo >/dev/null || fail "there is no cargo on PATH." "Install Rust (https://rustup.rs), or give ready binaries: --bin-dir DIR"
-  take_sources
   BIN_DIR=$CARGO_TARGET_DIR/$TRIPLE/$([ "$PROFILE" = dev ] && echo debug || echo "$PROFILE")
   timed "compile the images' binaries ($PROFILE)" "$CACHE/log/cargo.log" "see the compiler's messages in the log" cargo_static || exit 1
 }
@@ -261,6 +260,8 @@ check_size() {
 cmd_build() {
   local target context key archive start
   mkdir -p "$WORK" "$CACHE/log"
+  # Before our own lock: who has the sources may be about to build images, and would wait for us while we wait for it.
+  [ -n "$BIN_DIR" ] || take_sources
   exec 7>>"$WORK/.lock"
   if ! flock -n 7; then say "another images.sh is building; waiting for it"; flock 7; fi
   choose_builder

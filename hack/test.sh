@@ -23,7 +23,8 @@ suite() {
   local name=$1 log start=$SECONDS ok=1 p f
   shift
   log=$LOGS/suite-${name// /-}.log
-  timed "$name" "$log" "read the log, then run it alone: $*" "$@" 6>&- 7>&- || ok=0
+  local command=$*
+  timed "$name" "$log" "read the log, then run it alone: ${command#in_sources }" "$@" 6>&- 7>&- || ok=0
   p=$(sed -nE 's/^test result: .* ([0-9]+) passed; .*/\1/p' "$log" | awk '{n+=$1} END {print n+0}')
   f=$(sed -nE 's/^test result: .* ([0-9]+) failed; .*/\1/p' "$log" | awk '{n+=$1} END {print n+0}')
   if ((ok == 0 && f == 0)); then f=1; fi
@@ -47,6 +48,7 @@ suite "setup" hack/setup.sh || finish
 suite "format" cargo fmt --all --check || true
 suite "lints" in_sources cargo clippy --workspace --all-targets --locked -- -D warnings || true
 suite "shell scripts" hack/shellcheck.sh || true
+suite "sources" hack/sources-test.sh || true
 suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true
 suite "unit" hack/unit.sh || true
