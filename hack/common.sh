@@ -22,6 +22,20 @@ use_cluster() {
   eval "$(deploy/local/cluster.sh env)"
 }
 
+# forward_port NAMESPACE POD PORT LOG: any free port of this machine, forwarded to a pod's. Sets FORWARD_PORT and FORWARD_PID, which
+# the caller ends: kubectl itself, not a shell around a function of its name. LOG is emptied before the process that writes it
+# exists: else the port of its last run could be read.
+forward_port() {
+  local log=$4
+  : >"$log"
+  "$(type -P kubectl)" --namespace "$1" port-forward "pod/$2" ":$3" >>"$log" 2>&1 7>&- &
+  FORWARD_PID=$!
+  until FORWARD_PORT=$(sed -nE 's/^Forwarding from 127\.0\.0\.1:([0-9]+) .*/\1/p' "$log") && [ -n "$FORWARD_PORT" ]; do
+    kill -0 "$FORWARD_PID" 2>/dev/null || fail "kubectl port-forward ended." "its log: $log"
+    sleep 0.1
+  done
+}
+
 # What unit tests are built from. Cargo joins the features of all that one command builds, so commands that name other packages
 # would build dependencies once more.
 UNITS=(--locked --workspace --exclude tests)

@@ -52,16 +52,10 @@ if ! timed "waiting for the session's pod" "$LOGS/demo-wait.log" "kubectl -n $DE
   exit 1
 fi
 
-# Any free port of this machine, forwarded to the sidecar.
-kubectl port-forward pod/demo :3003 >"$LOGS/demo-forward.log" 2>&1 7>&- &
-forward=$!
-trap 'kill "$forward" 2>/dev/null || true' EXIT
-until port=$(sed -nE 's/^Forwarding from 127\.0\.0\.1:([0-9]+) .*/\1/p' "$LOGS/demo-forward.log") && [ -n "$port" ]; do
-  kill -0 "$forward" 2>/dev/null || fail "kubectl port-forward ended." "its log: $LOGS/demo-forward.log"
-  sleep 0.1
-done
+forward_port "$DEMO_NAMESPACE" demo 3003 "$LOGS/demo-forward.log"
+trap 'kill "$FORWARD_PID" 2>/dev/null || true' EXIT
 say "--- the session's stream, $((SECONDS - applied)) s after apply ---"
-OPENCODE_TOKEN=$token node hack/stream.mjs "http://127.0.0.1:$port" demo
+OPENCODE_TOKEN=$token node hack/stream.mjs "http://127.0.0.1:$FORWARD_PORT" demo
 say "--- the workspace ---"
 kubectl exec demo -c agent -- sh -c 'cd /workspace && ls -la --ignore=.git'
 say "--- the object ---"

@@ -25,14 +25,9 @@ kubectl create namespace "$ns" >/dev/null
 kubectl config set-context --current --namespace=default >/dev/null 2>&1 || true
 
 forward_demo() {
-  local log=$LOGS/readme-forward.log port=''
-  kubectl -n "$DEMO_NAMESPACE" port-forward pod/demo :3003 >"$log" 2>&1 &
-  pids+=($!)
-  until port=$(sed -nE 's/^Forwarding from 127\.0\.0\.1:([0-9]+) .*/\1/p' "$log") && [ -n "$port" ]; do
-    kill -0 "${pids[-1]}" || fail "kubectl port-forward ended." "its log: $log"
-    sleep 0.1
-  done
-  ENDPOINT=http://127.0.0.1:$port
+  forward_port "$DEMO_NAMESPACE" demo 3003 "$LOGS/readme-forward.log"
+  pids+=("$FORWARD_PID")
+  ENDPOINT=http://127.0.0.1:$FORWARD_PORT
   TOKEN=$(kubectl -n "$DEMO_NAMESPACE" get secret demo-token -o 'jsonpath={.data.token}' | base64 -d)
   export ENDPOINT TOKEN
 }
@@ -69,7 +64,8 @@ while IFS= read -r command; do
 done < <(commands | grep -v '^$')
 
 # make dev: the curl that it prints works, and its first event comes within a minute.
-PORT=13103 PROXY_PORT=13104 OPENCODE_PORT=14196 MODEL_PORT=18188 make dev >"$LOGS/readme-dev.log" 2>&1 &
+: >"$LOGS/readme-dev.log" # not the last run's lines
+PORT=13103 PROXY_PORT=13104 OPENCODE_PORT=14196 MODEL_PORT=18188 make dev >>"$LOGS/readme-dev.log" 2>&1 &
 pids+=($!)
 for _ in $(seq 1200); do
   grep -q '^curl -N' "$LOGS/readme-dev.log" && break

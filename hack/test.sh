@@ -48,7 +48,7 @@ suite "setup" hack/setup.sh || finish
 suite "format" cargo fmt --all --check || true
 suite "lints" in_sources cargo clippy --workspace --all-targets --locked -- -D warnings || true
 suite "shell scripts" hack/shellcheck.sh || true
-suite "sources" hack/sources-test.sh || true
+suite "scripts" hack/scripts-test.sh || true
 suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true
 suite "unit" hack/unit.sh || true

@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
+# What the scripts share.
 # deploy/local/lib/sources.sh: the copy equals the checkout that is built, touches nothing that is equal, and belongs to one at a time.
+# hack/common.sh: a forwarded port is this run's, and ending it ends kubectl.
 set -euo pipefail
 lib=$(cd "$(dirname "${BASH_SOURCE[0]}")/../deploy/local/lib" && pwd)
 dir=$(mktemp -d)
@@ -47,4 +49,32 @@ in_checkout "$dir/a" '
   in_sources cat src/differs >"$CACHE/kept"'
 is "another one says that it waits" 1 "$(grep -c 'waiting for it' "$dir/cache/said")"
 is "nobody changes them meanwhile" a "$(cat "$dir/cache/kept")"
+
+# A kubectl that says its port at once, under a function of its name as in hack/demo.sh. A hundred times, for what an earlier run
+# left in the log is a matter of who is first.
+mkdir "$dir/bin"
+cat >"$dir/bin/kubectl" <<'SH'
+#!/bin/sh
+[ -n "$FAKE_PORT" ] || exit 1
+printf 'Forwarding from 127.0.0.1:%s -> 3003\n' "$FAKE_PORT"
+exec sleep 60
+SH
+chmod +x "$dir/bin/kubectl"
+# shellcheck disable=SC2016
+forwarded=$(OPENCODE_OPERATOR_STATE=$dir/state bash -euc '. "$1/hack/common.sh"; PATH=$2:$PATH
+  kubectl() { command kubectl "$@"; }
+  own=0 ended=0
+  for FAKE_PORT in {2000..2099}; do
+    export FAKE_PORT
+    forward_port space pod 3003 "$LOGS/forward.log"
+    [ "$FORWARD_PORT" != "$FAKE_PORT" ] || own=$((own + 1))
+    [ "$(cat "/proc/$FORWARD_PID/comm")" = bash ] || ended=$((ended + 1))
+    kill "$FORWARD_PID"
+  done
+  echo "$own $ended"' sh "$lib/../../.." "$dir/bin")
+is "each forwarded port is its own run's, and what is ended is the program" "100 100" "$forwarded"
+# shellcheck disable=SC2016
+said=$(FAKE_PORT='' OPENCODE_OPERATOR_STATE=$dir/state bash -euc '. "$1/hack/common.sh"; PATH=$2:$PATH
+  forward_port space pod 3003 "$LOGS/forward.log"' sh "$lib/../../.." "$dir/bin" 2>&1) || true
+is "a kubectl that ends is said" 1 "$(grep -c 'kubectl port-forward ended' <<<"$said")"
 printf 'test result: ok. %d passed; 0 failed;\n' "$passed"
