@@ -47,6 +47,9 @@ pub struct Price {
     /// Of tokens read from the provider's cache; absent: as `input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_input: Option<u64>,
+    /// Of tokens written to the provider's cache; absent: five quarters of `input`, as Anthropic asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_write: Option<u64>,
 }
 
 impl Price {
@@ -54,10 +57,14 @@ impl Price {
     #[must_use]
     pub fn of(&self, tokens: Tokens) -> u64 {
         let cached = self.cached_input.unwrap_or(self.input);
+        let written = self
+            .cache_write
+            .unwrap_or_else(|| self.input.saturating_add(self.input.div_ceil(4)));
         // Micro-USD per million tokens is pico-USD per token.
         let pico = u128::from(tokens.input) * u128::from(self.input)
             + u128::from(tokens.output) * u128::from(self.output)
-            + u128::from(tokens.cached_input) * u128::from(cached);
+            + u128::from(tokens.cached_input) * u128::from(cached)
+            + u128::from(tokens.cache_write) * u128::from(written);
         u64::try_from(pico.div_ceil(1000)).unwrap_or(u64::MAX)
     }
 }
@@ -66,12 +73,14 @@ impl Price {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Tokens {
-    /// Sent, and not read from a cache.
+    /// Sent, and neither read from a cache nor written to one.
     pub input: u64,
     /// Received, thinking included.
     pub output: u64,
     /// Read from the provider's cache.
     pub cached_input: u64,
+    /// Sent and written to the provider's cache.
+    pub cache_write: u64,
 }
 
 impl Tokens {
@@ -81,6 +90,7 @@ impl Tokens {
         self.input
             .saturating_add(self.output)
             .saturating_add(self.cached_input)
+            .saturating_add(self.cache_write)
     }
 }
 
@@ -92,12 +102,14 @@ impl Tokens {
 pub struct Spend {
     /// Calls that went to a provider.
     pub calls: u64,
-    /// Tokens sent that were not read from a cache.
+    /// Tokens sent that were neither read from a cache nor written to one.
     pub input_tokens: u64,
     /// Tokens received.
     pub output_tokens: u64,
     /// Tokens read from providers' caches.
     pub cached_input_tokens: u64,
+    /// Tokens sent that providers wrote to their caches.
+    pub cache_write_tokens: u64,
     /// Cost in nano-USD (a thousand millionth of a USD) of calls whose model has a price.
     pub cost_nano_usd: u64,
     /// Calls whose tokens are estimated, because the answer did not tell them.
@@ -113,6 +125,7 @@ impl Spend {
         self.input_tokens
             .saturating_add(self.output_tokens)
             .saturating_add(self.cached_input_tokens)
+            .saturating_add(self.cache_write_tokens)
     }
 }
 
@@ -123,6 +136,7 @@ impl AddAssign for Spend {
             input_tokens,
             output_tokens,
             cached_input_tokens,
+            cache_write_tokens,
             cost_nano_usd,
             estimated_calls,
             unpriced_calls,
@@ -131,6 +145,7 @@ impl AddAssign for Spend {
         self.input_tokens = self.input_tokens.saturating_add(input_tokens);
         self.output_tokens = self.output_tokens.saturating_add(output_tokens);
         self.cached_input_tokens = self.cached_input_tokens.saturating_add(cached_input_tokens);
+        self.cache_write_tokens = self.cache_write_tokens.saturating_add(cache_write_tokens);
         self.cost_nano_usd = self.cost_nano_usd.saturating_add(cost_nano_usd);
         self.estimated_calls = self.estimated_calls.saturating_add(estimated_calls);
         self.unpriced_calls = self.unpriced_calls.saturating_add(unpriced_calls);
@@ -224,11 +239,13 @@ mod tests {
             input: 150_000,
             output: 600_000,
             cached_input: None,
+            cache_write: None,
         };
         let tokens = |input, output, cached_input| Tokens {
             input,
             output,
             cached_input,
+            cache_write: 0,
         };
         assert_eq!(price.of(tokens(1_000_000, 0, 0)), 150_000_000);
         assert_eq!(price.of(tokens(0, 1_000_000, 1_000_000)), 750_000_000);
@@ -239,6 +256,16 @@ mod tests {
         };
         assert_eq!(cheap.of(tokens(1, 0, 9)), 1, "a thousandth is one");
         assert_eq!(price.of(tokens(u64::MAX, u64::MAX, u64::MAX)), u64::MAX);
+        let written = Tokens {
+            cache_write: 1_000_000,
+            ..Tokens::default()
+        };
+        assert_eq!(price.of(written), 187_500_000, "a quarter more than input");
+        let named = Price {
+            cache_write: Some(300_000),
+            ..price
+        };
+        assert_eq!(named.of(written), 300_000_000);
     }
 
     #[test]

@@ -93,6 +93,14 @@ pub struct Price {
         regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$")
     )]
     pub cached_input_per_million: Option<String>,
+
+    /// Of tokens written to the provider's cache. Default: a quarter more than `inputPerMillion`, as Anthropic asks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 14),
+        regex(pattern = r"^(1000000|[0-9]{1,6}(\.[0-9]{1,6})?)$")
+    )]
+    pub cache_write_per_million: Option<String>,
 }
 
 /// Which API a provider speaks: `openai` (responses), `anthropic` (messages) or `compatible` (OpenAI's

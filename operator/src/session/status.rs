@@ -222,7 +222,7 @@ fn usage(summary: &Summary) -> Usage {
         output_tokens: pick(spend.output_tokens, output_tokens),
         reasoning_tokens: count(reasoning_tokens),
         cache_read_tokens: pick(spend.cached_input_tokens, cache_read_tokens),
-        cache_write_tokens: count(cache_write_tokens),
+        cache_write_tokens: pick(spend.cache_write_tokens, cache_write_tokens),
         calls: count(spend.calls),
         estimated_calls: count(spend.estimated_calls),
         cost_usd: (spend.calls > spend.unpriced_calls).then(|| usd(spend.cost_nano_usd)),

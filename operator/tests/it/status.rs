@@ -254,6 +254,7 @@ fn usage_is_what_the_proxy_metered() {
         input_tokens: 100,
         output_tokens: 20,
         cached_input_tokens: 7,
+        cache_write_tokens: 5,
         cost_nano_usd: 1_250_000,
         estimated_calls: 1,
         unpriced_calls: 2,
@@ -273,9 +274,10 @@ fn usage_is_what_the_proxy_metered() {
         (
             usage.total_tokens,
             usage.input_tokens,
-            usage.cache_read_tokens
+            usage.cache_read_tokens,
+            usage.cache_write_tokens
         ),
-        (127, 100, 7)
+        (132, 100, 7, 5)
     );
     assert_eq!(
         (usage.calls, usage.estimated_calls, usage.reasoning_tokens),

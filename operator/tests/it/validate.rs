@@ -152,7 +152,7 @@ fn texts_must_fit_into_an_annotation_with_their_escapes() {
 fn budgets_and_prices_are_counted_in_whole_numbers() {
     let priced = MINIMAL.replace(
         "kind: anthropic,",
-        "kind: anthropic, prices: [{model: some-model, inputPerMillion: '3', outputPerMillion: '15.000001', cachedInputPerMillion: '0.3'}],",
+        "kind: anthropic, prices: [{model: some-model, inputPerMillion: '3', outputPerMillion: '15.000001', cachedInputPerMillion: '0.3', cacheWritePerMillion: '3.75'}],",
     );
     assert_ne!(priced, MINIMAL);
     let limits = "  limits: {budget: {tokens: 7, costUSD: '0.25', calls: 9}, loops: {callsPerMinute: 11, sameRequest: 4}}\n";
@@ -173,8 +173,13 @@ fn budgets_and_prices_are_counted_in_whole_numbers() {
     );
     let price = &config.providers[0].prices[0];
     assert_eq!(
-        (price.input, price.output, price.cached_input),
-        (3_000_000, 15_000_001, Some(300_000))
+        (
+            price.input,
+            price.output,
+            price.cached_input,
+            price.cache_write
+        ),
+        (3_000_000, 15_000_001, Some(300_000), Some(3_750_000))
     );
     assert!(!config.audit_content);
 

@@ -149,7 +149,7 @@ fn words(ended: &Ended) -> String {
     let or_none = |text: &Option<String>| printable(text.as_deref().unwrap_or("-"));
     let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let mut text = format!(
-        "{} turn {} by {} | {}/{} | {outcome} {} | in {} cached {} out {}{} | {} | {ms} ms",
+        "{} turn {} by {} | {}/{} | {outcome} {} | in {} cached {} written {} out {}{} | {} | {ms} ms",
         or_none(&who.session),
         number(who.turn.map(u64::from)),
         or_none(&who.author),
@@ -158,6 +158,7 @@ fn words(ended: &Ended) -> String {
         number(status.map(u64::from)),
         tokens.input_tokens,
         tokens.cached_input_tokens,
+        tokens.cache_write_tokens,
         tokens.output_tokens,
         if tokens.estimated { " (estimated)" } else { "" },
         tokens.cost_nano_usd.map_or_else(

@@ -129,6 +129,9 @@ pub(crate) struct Counted {
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
     pub(crate) cached_input_tokens: u64,
+    /// Not in records of older versions, which counted them as input.
+    #[serde(default)]
+    pub(crate) cache_write_tokens: u64,
     /// Not all of it was told by the provider.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) estimated: bool,
@@ -143,6 +146,7 @@ impl Counted {
             input_tokens: tokens.input,
             output_tokens: tokens.output,
             cached_input_tokens: tokens.cached_input,
+            cache_write_tokens: tokens.cache_write,
             estimated,
             cost_nano_usd: price.map(|price| price.of(tokens)),
         }
@@ -155,6 +159,7 @@ impl Counted {
             input_tokens: self.input_tokens,
             output_tokens: self.output_tokens,
             cached_input_tokens: self.cached_input_tokens,
+            cache_write_tokens: self.cache_write_tokens,
             cost_nano_usd: self.cost_nano_usd.unwrap_or(0),
             estimated_calls: u64::from(self.estimated),
             unpriced_calls: u64::from(self.cost_nano_usd.is_none()),

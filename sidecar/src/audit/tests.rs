@@ -40,6 +40,7 @@ fn ended(call: Option<u64>) -> Ended {
         input: 10,
         output: 5,
         cached_input: 1,
+        cache_write: 0,
     };
     Ended {
         call,

@@ -294,6 +294,7 @@ impl Call {
             input_tokens = counted.input_tokens,
             output_tokens = counted.output_tokens,
             cached_input_tokens = counted.cached_input_tokens,
+            cache_write_tokens = counted.cache_write_tokens,
             estimated = counted.estimated,
             ms,
             "model call"

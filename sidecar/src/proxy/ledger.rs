@@ -305,6 +305,7 @@ mod tests {
             input,
             output,
             cached_input: 0,
+            cache_write: 0,
         }
     }
 
@@ -317,6 +318,7 @@ mod tests {
             input: 1_000_000,
             output: 2_000_000,
             cached_input: None,
+            cache_write: None,
         };
         let budget = |tokens, cost, calls| Budget {
             tokens,

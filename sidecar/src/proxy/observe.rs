@@ -243,6 +243,7 @@ impl Metrics {
             ("input", counted.input_tokens),
             ("output", counted.output_tokens),
             ("cached_input", counted.cached_input_tokens),
+            ("cache_write", counted.cache_write_tokens),
         ];
         for (kind, tokens) in kinds.into_iter().filter(|(_, tokens)| *tokens > 0) {
             self.tokens

@@ -25,12 +25,14 @@ pub(super) fn prices(prices: &[Price]) -> Result<Vec<spend::Price>, Invalid> {
                 input_per_million,
                 output_per_million,
                 cached_input_per_million,
+                cache_write_per_million,
             } = price;
             Ok(spend::Price {
                 model: model.clone(),
                 input: micro(input_per_million)?,
                 output: micro(output_per_million)?,
                 cached_input: cached_input_per_million.as_ref().map(micro).transpose()?,
+                cache_write: cache_write_per_million.as_ref().map(micro).transpose()?,
             })
         })
         .collect()

@@ -29,6 +29,7 @@ fn pod(endpoint: &str, kind: ProviderKind) -> PodConfig {
                 input: 1_000_000,
                 output: 2_000_000,
                 cached_input: Some(100_000),
+                cache_write: Some(4_000_000),
             }],
         }],
         ..PodConfig::default()
@@ -64,7 +65,7 @@ async fn answers_are_metered_recorded_and_passed_unchanged() {
     let bodies = [
         (Api::Chat, ProviderKind::Compatible, CHAT, chat("hi", r#"{"prompt_tokens":140,"completion_tokens":30,"prompt_tokens_details":{"cached_tokens":40}}"#)),
         (Api::Responses, ProviderKind::Openai, RESPONSES, "event: response.completed\ndata: {\"response\":{\"usage\":{\"input_tokens\":140,\"output_tokens\":30,\"input_tokens_details\":{\"cached_tokens\":40}}}}\n\n".to_owned()),
-        (Api::Messages, ProviderKind::Anthropic, MESSAGES, "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":100,\"cache_read_input_tokens\":40,\"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"usage\":{\"output_tokens\":30}}\n\n".to_owned()),
+        (Api::Messages, ProviderKind::Anthropic, MESSAGES, "event: message_start\ndata: {\"message\":{\"usage\":{\"input_tokens\":100,\"cache_creation_input_tokens\":10,\"cache_read_input_tokens\":40,\"output_tokens\":1}}}\n\nevent: message_delta\ndata: {\"usage\":{\"output_tokens\":30}}\n\n".to_owned()),
     ];
     for (api, kind, path, body) in bodies {
         let provider = sse(&body).await;
@@ -75,6 +76,7 @@ async fn answers_are_metered_recorded_and_passed_unchanged() {
             .await;
         assert_eq!((answer.status, answer.body.as_str()), (200, body.as_str()));
         assert!(answer.whole && stopped(&link).is_none());
+        let written = if api == Api::Messages { 10 } else { 0 };
         // The call's end was durable before the answer's end was told.
         let spend = rig.ledger.spend_of("heron");
         assert_eq!(
@@ -82,12 +84,16 @@ async fn answers_are_metered_recorded_and_passed_unchanged() {
                 spend.calls,
                 spend.input_tokens,
                 spend.output_tokens,
-                spend.cached_input_tokens
+                spend.cached_input_tokens,
+                spend.cache_write_tokens,
             ),
-            (1, 100, 30, 40),
+            (1, 100, 30, 40, written),
             "{api:?}"
         );
-        assert_eq!(spend.cost_nano_usd, 100_000 + 60_000 + 4_000);
+        assert_eq!(
+            spend.cost_nano_usd,
+            100_000 + 60_000 + 4_000 + written * 4_000
+        );
         assert_eq!((spend.estimated_calls, spend.unpriced_calls), (0, 0));
         let audit = rig.audit();
         let last: serde_json::Value = serde_json::from_str(audit.lines().last().unwrap()).unwrap();

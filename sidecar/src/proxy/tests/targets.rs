@@ -278,6 +278,7 @@ fn a_budget_of_money_refuses_models_without_a_price() {
         input: 1,
         output: 2,
         cached_input: None,
+        cache_write: None,
     });
     let target = resolve(&pod, wanted).unwrap();
     assert_eq!(target.price(&pod).unwrap().output, 2);
