@@ -13,6 +13,7 @@ mod cache;
 mod diff;
 mod error;
 mod ignore;
+mod intent;
 mod objects;
 mod oid;
 mod pack_read;
@@ -231,7 +232,7 @@ impl Checkpoints {
     pub fn recover(&self) -> Result<Option<(String, bool)>, Error> {
         let _writing = self.lock();
         // Nothing is made just to look.
-        if !restore::is_noted(&self.base.join(&self.below)) {
+        if !intent::is_noted(&self.base.join(&self.below)) {
             return Ok(None);
         }
         let (store, top) = self.open()?;
@@ -298,11 +299,11 @@ impl Checkpoints {
 }
 
 fn recover(store: &Store, top: &OwnedFd) -> Result<Option<(String, bool)>, Error> {
-    let Some(intent) = restore::pending(store) else {
+    let Some(intent) = intent::pending(store) else {
         return Ok(None);
     };
     let name = intent.name.clone();
-    match restore::run(store, top, intent) {
+    match intent.run(store, top) {
         Ok(()) => Ok(Some((name, true))),
         Err(Error::Blocked(_)) => Ok(Some((name, false))),
         Err(error) => Err(error),

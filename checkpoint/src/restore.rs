@@ -9,6 +9,7 @@
 
 use crate::{
     error::{Context as _, Error},
+    intent::{self, Counts, Hex, Intent, Step, remove_staging},
     objects::{folder, join, pairs},
     oid::{Kind, Oid},
     pack_read::Packs,
@@ -17,72 +18,11 @@ use crate::{
     sys,
     tree::{Node, What},
 };
-use rustix::{
-    fs::{FileType, fchmod, symlinkat},
-    io::Errno,
-};
-use serde::{Deserialize, Serialize};
-use std::{io::Write as _, os::fd::OwnedFd, path::Path};
+use rustix::fs::{FileType, fchmod, symlinkat};
+use std::{io::Write as _, os::fd::OwnedFd};
 
-const INTENT: &str = "restore.json";
-const DEPTH: u32 = 512;
 /// Longest target of a link, in bytes.
 const LINK_MAX: u64 = 4096;
-
-/// What is to be done, and how far it came.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Intent {
-    /// Chosen by the caller.
-    pub(crate) name: String,
-    staging: String,
-    undo: bool,
-    steps: Vec<Step>,
-}
-
-/// One change. Its number is its name in the staging folder.
-#[derive(Debug, Serialize, Deserialize)]
-enum Step {
-    /// The new thing comes to the path; what was there goes out.
-    Put { path: Hex, had: bool },
-    /// What is at the path goes out.
-    Remove { path: Hex },
-    /// A file's or folder's mode.
-    Mode { path: Hex, from: u32, to: u32 },
-}
-
-/// Bytes in JSON.
-#[derive(Clone, Debug)]
-struct Hex(Vec<u8>);
-
-impl Serialize for Hex {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let digits: String = self.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        serializer.serialize_str(&digits)
-    }
-}
-
-impl<'de> Deserialize<'de> for Hex {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let digits = String::deserialize(deserializer)?;
-        let bytes = digits.as_bytes().chunks(2).map(|pair| {
-            std::str::from_utf8(pair)
-                .ok()
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-        });
-        bytes
-            .collect::<Option<_>>()
-            .map(Self)
-            .ok_or_else(|| serde::de::Error::custom("no hexadecimal digits"))
-    }
-}
-
-/// How many changes a restore made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub(crate) written: u64,
-    pub(crate) removed: u64,
-    pub(crate) modes: u64,
-}
 
 struct Plan<'a> {
     top: &'a OwnedFd,
@@ -106,13 +46,13 @@ pub(crate) fn restore(
     let intent = match staged {
         Ok(intent) => intent,
         Err(error) => {
-            store.remove(INTENT);
+            intent::forget(store);
             remove_staging(top);
             return Err(error);
         }
     };
-    let counts = counts(&intent);
-    run(store, top, intent)?;
+    let counts = intent.counts();
+    intent.run(store, top)?;
     Ok(counts)
 }
 
@@ -136,226 +76,7 @@ fn prepare(
     };
     plan.dir(b"", now, target)?;
     rustix::fs::syncfs(&staging).context("sync what is restored")?;
-    let intent = Intent {
-        name: name.to_owned(),
-        staging: String::from_utf8_lossy(staging_name).into_owned(),
-        undo: false,
-        steps: plan.steps,
-    };
-    save(store, &intent)?;
-    Ok(intent)
-}
-
-fn save(store: &Store, intent: &Intent) -> Result<(), Error> {
-    let json = serde_json::to_vec(intent).map_err(std::io::Error::from);
-    sys::replace(
-        &store.dir,
-        INTENT.as_bytes(),
-        &json.context("note a restore")?,
-    )
-}
-
-/// Whether there is a note of a restore, seen from outside.
-pub(crate) fn is_noted(store: &Path) -> bool {
-    store.join(INTENT).symlink_metadata().is_ok()
-}
-
-/// A restore that was begun and not ended.
-pub(crate) fn pending(store: &Store) -> Option<Intent> {
-    serde_json::from_slice(&store.small(INTENT)?).ok()
-}
-
-/// Goes on with a list: forward or, where that fails, back.
-pub(crate) fn run(store: &Store, top: &OwnedFd, mut intent: Intent) -> Result<(), Error> {
-    let staging = sys::open_path(top, intent.staging.as_bytes()).and_then(|staging| {
-        Ok((
-            sys::open_path(&staging, b"new")?,
-            sys::open_path(&staging, b"old")?,
-        ))
-    });
-    let (new, old) = match staging {
-        Ok(staging) => staging,
-        Err(error) => {
-            // Somebody removed it: nothing of the list can be done any more.
-            store.remove(INTENT);
-            return Err(Error::Unfinished(format!(
-                "what was to come is gone: {error}"
-            )));
-        }
-    };
-    let mut failure = None;
-    if !intent.undo {
-        // Steps come in order: what lies before the last one that is seen to be done is done. A change
-        // of a mode must not be done again, because another thing may have its path by now.
-        let done = last(&intent.steps, |number, step| {
-            step.is_done(&new, &old, number)
-        });
-        for (number, step) in intent.steps.iter().enumerate().skip(done) {
-            if let Err(error) = forward(top, &new, &old, number, step) {
-                failure = Some(format!("{}: {error}", step.shown()));
-                break;
-            }
-        }
-    }
-    if failure.is_some() || intent.undo {
-        intent.undo = true;
-        save(store, &intent).map_err(|error| Error::Unfinished(error.to_string()))?;
-        let touched = last(&intent.steps, |number, step| {
-            step.is_touched(&new, &old, number)
-        });
-        let after = intent.steps[touched..].iter();
-        let modes = after.take_while(|step| matches!(step, Step::Mode { .. }));
-        let upto = touched + modes.count();
-        for (number, step) in intent.steps[..upto].iter().enumerate().rev() {
-            backward(top, &new, &old, number, step)
-                .map_err(|error| Error::Unfinished(format!("{}: {error}", step.shown())))?;
-        }
-    }
-    // Its list is still there: whoever hears of another error than this one would take it for the end.
-    rustix::fs::syncfs(top)
-        .map_err(|error| Error::Unfinished(format!("sync what is restored: {error}")))?;
-    store.remove(INTENT);
-    remove_staging(top);
-    match (failure, intent.undo) {
-        (Some(failure), _) => Err(Error::Blocked(failure)),
-        (None, true) => Err(Error::Blocked("the restore was taken back".to_owned())),
-        (None, false) => Ok(()),
-    }
-}
-
-/// Removes what restores left, the finished and the never begun.
-pub(crate) fn remove_staging(top: &OwnedFd) {
-    let Ok(names) = sys::names(top, usize::MAX) else {
-        return;
-    };
-    for name in names.iter().filter(|name| name.starts_with(STAGING)) {
-        // What cannot be removed is no part of a checkpoint, and is tried again the next time.
-        let _ = sys::remove_all(top, name, DEPTH);
-    }
-}
-
-fn forward(
-    top: &OwnedFd,
-    new: &OwnedFd,
-    old: &OwnedFd,
-    number: usize,
-    step: &Step,
-) -> Result<(), Errno> {
-    let number = number.to_string();
-    let number = number.as_bytes();
-    match step {
-        Step::Put { path, had } => {
-            if sys::look(new, number)?.is_none() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            if *had && sys::look(old, number)?.is_none() {
-                sys::rename(&dir, name, old, number, false)?;
-            }
-            // Whatever came there meanwhile stays: then this restore fails and is taken back.
-            sys::rename(new, number, &dir, name, false)
-        }
-        Step::Remove { path } => {
-            if sys::look(old, number)?.is_some() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            match sys::rename(&dir, name, old, number, false) {
-                Err(Errno::NOENT) => Ok(()),
-                renamed => renamed,
-            }
-        }
-        Step::Mode { path, to, .. } => match mode(top, &path.0, *to) {
-            // A mode for the sake of a removal that is done already.
-            Err(Errno::NOENT) => Ok(()),
-            changed => changed,
-        },
-    }
-}
-
-/// How many steps there are up to the last one of which `is` is true.
-fn last(steps: &[Step], is: impl Fn(&[u8], &Step) -> bool) -> usize {
-    let steps = steps.iter().enumerate();
-    steps
-        .rev()
-        .find(|(number, step)| is(number.to_string().as_bytes(), step))
-        .map_or(0, |(number, _)| number + 1)
-}
-
-fn backward(
-    top: &OwnedFd,
-    new: &OwnedFd,
-    old: &OwnedFd,
-    number: usize,
-    step: &Step,
-) -> Result<(), Errno> {
-    let number = number.to_string();
-    let number = number.as_bytes();
-    match step {
-        Step::Put { path, had } => {
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            let moved_out = sys::look(old, number)?.is_some();
-            if sys::look(new, number)?.is_none() && (moved_out || !*had) {
-                match sys::rename(&dir, name, new, number, false) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            if moved_out {
-                sys::rename(old, number, &dir, name, false)?;
-            }
-            Ok(())
-        }
-        Step::Remove { path } => {
-            if sys::look(old, number)?.is_none() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            sys::rename(old, number, &dir, name, false)
-        }
-        Step::Mode { path, from, .. } => match mode(top, &path.0, *from) {
-            // It is moved out or not there yet; its mode comes with it.
-            Err(Errno::NOENT) => Ok(()),
-            changed => changed,
-        },
-    }
-}
-
-fn mode(top: &OwnedFd, path: &[u8], mode: u32) -> Result<(), Errno> {
-    let (dir, name) = sys::open_parent(top, path)?;
-    sys::chmod(&dir, name, mode)
-}
-
-impl Step {
-    fn is_done(&self, new: &OwnedFd, old: &OwnedFd, number: &[u8]) -> bool {
-        match self {
-            Self::Put { .. } => matches!(sys::look(new, number), Ok(None)),
-            Self::Remove { .. } => matches!(sys::look(old, number), Ok(Some(_))),
-            Self::Mode { .. } => false,
-        }
-    }
-
-    fn is_touched(&self, new: &OwnedFd, old: &OwnedFd, number: &[u8]) -> bool {
-        let is_put = matches!(self, Self::Put { .. });
-        self.is_done(new, old, number) || is_put && matches!(sys::look(old, number), Ok(Some(_)))
-    }
-
-    fn shown(&self) -> String {
-        let (Self::Put { path, .. } | Self::Remove { path } | Self::Mode { path, .. }) = self;
-        crate::diff::shown(&path.0)
-    }
-}
-
-fn counts(intent: &Intent) -> Counts {
-    let mut counts = Counts::default();
-    for step in &intent.steps {
-        match step {
-            Step::Put { .. } => counts.written += 1,
-            Step::Remove { .. } => counts.removed += 1,
-            Step::Mode { .. } => counts.modes += 1,
-        }
-    }
-    counts
+    Intent::note(store, name, staging_name, plan.steps)
 }
 
 impl Plan<'_> {
