@@ -52,8 +52,9 @@ if ! timed "waiting for the session's pod" "$LOGS/demo-wait.log" "kubectl -n $DE
   exit 1
 fi
 
+FORWARD_PID=''
+trap '[ -z "$FORWARD_PID" ] || kill "$FORWARD_PID" 2>/dev/null || true' EXIT
 forward_port "$DEMO_NAMESPACE" demo 3003 "$LOGS/demo-forward.log"
-trap 'kill "$FORWARD_PID" 2>/dev/null || true' EXIT
 say "--- the session's stream, $((SECONDS - applied)) s after apply ---"
 OPENCODE_TOKEN=$token node hack/stream.mjs "http://127.0.0.1:$FORWARD_PORT" demo
 say "--- the workspace ---"

@@ -14,9 +14,10 @@ commands() { awk '/^ *```sh$/ {on = 1; next} /^ *```$/ {on = 0} on' README.md | 
 
 ns=readme-$RANDOM$RANDOM
 pids=()
+FORWARD_PID=''
 # shellcheck disable=SC2317 # called by the trap
 cleanup() {
-  for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${pids[@]}" $FORWARD_PID; do kill "$pid" 2>/dev/null || true; done
   kubectl delete namespace "$ns" --ignore-not-found --wait=false >/dev/null 2>&1 || true
 }
 trap cleanup EXIT
@@ -26,7 +27,6 @@ kubectl config set-context --current --namespace=default >/dev/null 2>&1 || true
 
 forward_demo() {
   forward_port "$DEMO_NAMESPACE" demo 3003 "$LOGS/readme-forward.log"
-  pids+=("$FORWARD_PID")
   ENDPOINT=http://127.0.0.1:$FORWARD_PORT
   TOKEN=$(kubectl -n "$DEMO_NAMESPACE" get secret demo-token -o 'jsonpath={.data.token}' | base64 -d)
   export ENDPOINT TOKEN

@@ -7,7 +7,7 @@ lib=$(cd "$(dirname "${BASH_SOURCE[0]}")/../deploy/local/lib" && pwd)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 export OPENCODE_OPERATOR_CACHE=$dir/cache
-unset CARGO_TARGET_DIR OPENCODE_OPERATOR_SOURCES_OF
+unset CARGO_TARGET_DIR OPENCODE_OPERATOR_SOURCES_OF OPENCODE_OPERATOR_LOGS
 # shellcheck disable=SC2016 # for the shell that is started
 in_checkout() { # CHECKOUT COMMAND: runs it with the sources taken
   bash -euc 'set -o pipefail; ROOT=$1; . "$2/common.sh"; . "$2/sources.sh"; take_sources; eval "$3"' sh "$1" "$lib" "$2"

@@ -47,7 +47,8 @@ pub struct Price {
     /// Of tokens read from the provider's cache; absent: as `input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cached_input: Option<u64>,
-    /// Of tokens written to the provider's cache; absent: five quarters of `input`, as Anthropic asks.
+    /// Of tokens written to the provider's cache; absent: five quarters of `input`, as Anthropic asks. For
+    /// those written for an hour at least twice `input`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_write: Option<u64>,
 }
@@ -60,11 +61,14 @@ impl Price {
         let written = self
             .cache_write
             .unwrap_or_else(|| self.input.saturating_add(self.input.div_ceil(4)));
+        let for_an_hour = tokens.cache_write_hour.min(tokens.cache_write);
+        let hour = written.max(self.input.saturating_mul(2));
         // Micro-USD per million tokens is pico-USD per token.
         let pico = u128::from(tokens.input) * u128::from(self.input)
             + u128::from(tokens.output) * u128::from(self.output)
             + u128::from(tokens.cached_input) * u128::from(cached)
-            + u128::from(tokens.cache_write) * u128::from(written);
+            + u128::from(tokens.cache_write - for_an_hour) * u128::from(written)
+            + u128::from(for_an_hour) * u128::from(hour);
         u64::try_from(pico.div_ceil(1000)).unwrap_or(u64::MAX)
     }
 }
@@ -81,6 +85,8 @@ pub struct Tokens {
     pub cached_input: u64,
     /// Sent and written to the provider's cache.
     pub cache_write: u64,
+    /// Those of `cache_write` that are kept for an hour.
+    pub cache_write_hour: u64,
 }
 
 impl Tokens {
@@ -245,7 +251,7 @@ mod tests {
             input,
             output,
             cached_input,
-            cache_write: 0,
+            ..Tokens::default()
         };
         assert_eq!(price.of(tokens(1_000_000, 0, 0)), 150_000_000);
         assert_eq!(price.of(tokens(0, 1_000_000, 1_000_000)), 750_000_000);
@@ -263,9 +269,20 @@ mod tests {
         assert_eq!(price.of(written), 187_500_000, "a quarter more than input");
         let named = Price {
             cache_write: Some(300_000),
-            ..price
+            ..price.clone()
         };
         assert_eq!(named.of(written), 300_000_000);
+        let hour = Tokens {
+            cache_write_hour: 400_000,
+            ..written
+        };
+        assert_eq!(price.of(hour), 112_500_000 + 120_000_000, "twice input");
+        assert_eq!(named.of(hour), 300_000_000, "what is named, if it is more");
+        let lie = Tokens {
+            cache_write_hour: u64::MAX,
+            ..written
+        };
+        assert_eq!(price.of(lie), 300_000_000, "never more than were written");
     }
 
     #[test]

@@ -94,7 +94,8 @@ pub struct Price {
     )]
     pub cached_input_per_million: Option<String>,
 
-    /// Of tokens written to the provider's cache. Default: a quarter more than `inputPerMillion`, as Anthropic asks.
+    /// Of tokens written to the provider's cache. Default: a quarter more than
+    /// `inputPerMillion`, as Anthropic asks for five minutes. Those kept for an hour cost at least twice `inputPerMillion`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(
         length(min = 1, max = 14),

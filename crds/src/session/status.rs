@@ -130,9 +130,9 @@ pub enum Activity {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Usage {
-    /// Sent, received and read from a cache.
+    /// Sent, received, read from a cache and written to one.
     pub total_tokens: i64,
-    /// Sent and not read from a cache.
+    /// Sent and neither read from a cache nor written to one.
     pub input_tokens: i64,
     /// Received.
     pub output_tokens: i64,

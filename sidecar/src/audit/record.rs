@@ -152,6 +152,13 @@ impl Counted {
         }
     }
 
+    /// Tokens sent, whatever became of them.
+    pub(crate) fn sent(&self) -> u64 {
+        self.input_tokens
+            .saturating_add(self.cached_input_tokens)
+            .saturating_add(self.cache_write_tokens)
+    }
+
     /// What it adds to a sum.
     pub(crate) fn spend(&self) -> Spend {
         Spend {

@@ -2,11 +2,12 @@
 
 use super::{
     Audit, AuditError, Bounds, Ended, Started, files,
-    record::{Counted, Who},
+    record::{Counted, NO_HASH, Who},
     recover::recover,
     verify::verify,
 };
 use contract::spend::{AuditHead, Tokens};
+use sha2::{Digest as _, Sha256};
 use std::{fs, path::Path};
 
 const SMALL: Bounds = Bounds {
@@ -40,7 +41,8 @@ fn ended(call: Option<u64>) -> Ended {
         input: 10,
         output: 5,
         cached_input: 1,
-        cache_write: 0,
+        cache_write: 4,
+        ..Tokens::default()
     };
     Ended {
         call,
@@ -102,6 +104,50 @@ async fn sums_survive_restarts_and_rotation() {
     let first: serde_json::Value = serde_json::from_str(oldest.lines().next().unwrap()).unwrap();
     assert_eq!(found(dir.path(), first["hash"].as_str()), [""; 0]);
     assert_eq!(found(dir.path(), Some(&"ab".repeat(32))).len(), 1);
+}
+
+/// Makes the log what the version before wrote: without tokens written to a cache, its chain closed.
+fn make_older(dir: &Path) {
+    const NEW: &str = ",\"cache_write_tokens\":";
+    const PREV: &str = "\"prev\":\"";
+    let mut prev = NO_HASH.to_owned();
+    for number in files::numbers(dir).unwrap() {
+        let path = files::path(dir, number);
+        let mut older = String::new();
+        for line in fs::read_to_string(&path).unwrap().lines() {
+            let mut body = line.rsplit_once(",\"hash\":\"").unwrap().0.to_owned();
+            while let Some(at) = body.find(NEW) {
+                let number = &body[at + NEW.len()..];
+                let digits = number.bytes().take_while(u8::is_ascii_digit).count();
+                body.replace_range(at..at + NEW.len() + digits, "");
+            }
+            let at = body.find(PREV).unwrap() + PREV.len();
+            body.replace_range(at..at + prev.len(), &prev);
+            prev = format!("{:x}", Sha256::digest(&body));
+            older.push_str(&format!("{body},\"hash\":\"{prev}\"}}\n"));
+        }
+        assert!(!older.contains("cache_write"));
+        fs::write(path, older).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_of_the_version_before_goes_on_with_its_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), SMALL, 3).await;
+    assert!(
+        files::numbers(dir.path()).unwrap().len() > 1,
+        "one begins with sums"
+    );
+    make_older(dir.path());
+    let head = write(dir.path(), Bounds::default(), 1).await;
+    assert_eq!(found(dir.path(), Some(&head.hash)), [""; 0]);
+    let spend = recover(dir.path()).unwrap().totals.spend;
+    assert_eq!(
+        (spend.calls, spend.input_tokens, spend.cost_nano_usd),
+        (4, 40, 400)
+    );
+    assert_eq!(spend.cache_write_tokens, 4, "what was counted as such");
 }
 
 #[tokio::test]

@@ -67,7 +67,7 @@ impl Call {
             small: false,
             price: None,
             entry: None,
-            meter: Meter::new(0),
+            meter: Meter::new(0, false),
             content: None,
             digest: None,
             status: 0,
@@ -112,7 +112,7 @@ impl Call {
     /// counts as a call.
     pub(crate) async fn admit(&mut self, digest: Digest, bytes: usize) -> Result<(), Refusal> {
         self.digest = Some(digest);
-        self.meter = Meter::new(bytes);
+        self.meter = Meter::new(bytes, self.api == Api::Messages);
         let budget = self.shared.config.pod().limits.budget;
         let tokens = self.meter.tokens();
         let entry = self
@@ -127,7 +127,7 @@ impl Call {
         let started = Started {
             call: entry.call,
             who: self.who.clone(),
-            input_tokens: tokens.input,
+            input_tokens: tokens.input.saturating_add(tokens.cache_write),
             cost_nano_usd: counted.cost_nano_usd,
         };
         // Before the wait: a caller that leaves meanwhile leaves a call that ends like any other.
@@ -274,7 +274,7 @@ impl Call {
             session: self.who.opencode_session.as_deref(),
             provider: self.api.vendor(),
             model: self.who.model.as_deref(),
-            input_tokens: counted.input_tokens,
+            input_tokens: counted.sent(),
             output_tokens: counted.output_tokens,
             status: self.status,
             outcome,

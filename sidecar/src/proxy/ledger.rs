@@ -304,8 +304,7 @@ mod tests {
         Tokens {
             input,
             output,
-            cached_input: 0,
-            cache_write: 0,
+            ..Tokens::default()
         }
     }
 

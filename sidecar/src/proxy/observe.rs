@@ -56,7 +56,7 @@ pub(crate) struct Ended<'a> {
     pub(crate) provider: &'static str,
     /// `None`: it did not come so far.
     pub(crate) model: Option<&'a str>,
-    /// Tokens sent, cached ones included; 0: the call counted for nothing.
+    /// Tokens sent, those read from a cache or written to one included; 0: the call counted for nothing.
     pub(crate) input_tokens: u64,
     pub(crate) output_tokens: u64,
     /// Of the answer; 0: none came.

@@ -45,6 +45,8 @@ struct Told {
     output: Option<u64>,
     cached: Option<u64>,
     written: Option<u64>,
+    /// Of those, for an hour.
+    hour: u64,
     /// The count of output is the final one.
     last: bool,
 }
@@ -61,13 +63,17 @@ struct Lines {
 }
 
 impl Meter {
-    /// A call with a body of this many bytes, before its answer.
-    pub(crate) fn new(body: usize) -> Self {
+    /// A call with a body of this many bytes, before its answer. `caches`: the provider may ask more for
+    /// what it writes to its cache; an estimate takes all of it for that.
+    pub(crate) fn new(body: usize, caches: bool) -> Self {
+        let sent = (body as u64).div_ceil(BYTES_PER_TOKEN);
+        let (input, cache_write) = if caches { (0, sent) } else { (sent, 0) };
         Self {
             lines: None,
             scan: Scan::default(),
             estimate: Tokens {
-                input: (body as u64).div_ceil(BYTES_PER_TOKEN),
+                input,
+                cache_write,
                 ..Tokens::default()
             },
             text: 0,
@@ -117,6 +123,7 @@ impl Meter {
             output,
             cached,
             written,
+            hour,
             last,
         } = self.told;
         Tokens {
@@ -128,7 +135,13 @@ impl Meter {
                 None => self.estimate.output,
             },
             cached_input: cached.unwrap_or(0),
-            cache_write: written.unwrap_or(0),
+            // Where it told its input, what it did not tell was not written.
+            cache_write: written.unwrap_or(if input.is_some() {
+                0
+            } else {
+                self.estimate.cache_write
+            }),
+            cache_write_hour: hour,
         }
     }
 
@@ -195,23 +208,29 @@ impl Told {
     fn take(&mut self, usage: &Value, early: bool) {
         let count = |value: &Value| value.as_u64().filter(|n| *n <= CLAIM_MAX);
         let field = |name: &str| count(&usage[name]);
+        let details = &usage["prompt_tokens_details"];
         let cached = field("cache_read_input_tokens")
-            .or_else(|| count(&usage["prompt_tokens_details"]["cached_tokens"]))
+            .or_else(|| count(&details["cached_tokens"]))
             .or_else(|| count(&usage["input_tokens_details"]["cached_tokens"]))
             .or_else(|| field("prompt_cache_hit_tokens"));
-        // OpenAI counts cached tokens as input, too; Anthropic counts three separate kinds.
+        // OpenAI counts cached tokens as input, too; Anthropic counts three separate kinds. Of gateways that
+        // tell both ways the dearer reading counts.
         let separate = usage.get("cache_read_input_tokens").is_some()
             || usage.get("cache_creation_input_tokens").is_some();
+        let written =
+            field("cache_creation_input_tokens").or_else(|| count(&details["cache_write_tokens"]));
         let input = field("prompt_tokens").or_else(|| field("input_tokens"));
         if let Some(input) = input {
             self.input = Some(if separate {
                 input
             } else {
-                input.saturating_sub(cached.unwrap_or(0))
+                input.saturating_sub(cached.unwrap_or(0).saturating_add(written.unwrap_or(0)))
             });
         }
         self.cached = cached.or(self.cached);
-        self.written = field("cache_creation_input_tokens").or(self.written);
+        self.written = written.or(self.written);
+        self.hour =
+            count(&usage["cache_creation"]["ephemeral_1h_input_tokens"]).unwrap_or(self.hour);
         let output = field("completion_tokens").or_else(|| field("output_tokens"));
         if let Some(output) = output {
             self.last = !early;
@@ -240,7 +259,7 @@ mod tests {
             input,
             output,
             cached_input,
-            cache_write: 0,
+            ..Tokens::default()
         }
     }
 
@@ -248,7 +267,7 @@ mod tests {
     fn every_api_is_counted_alike_however_it_is_cut() {
         for text in [CHAT, RESPONSES, MESSAGES] {
             for size in [1, 2, 3, 7, 64, text.len()] {
-                let mut meter = Meter::new(4000);
+                let mut meter = Meter::new(4000, false);
                 meter.answers(Shape::Events);
                 for chunk in text.as_bytes().chunks(size) {
                     meter.feed(chunk);
@@ -267,7 +286,7 @@ mod tests {
         for text in [CHAT, RESPONSES, MESSAGES] {
             let end = text.find("56789").unwrap() + "56789".len();
             let end = end + text[end..].find("\n").unwrap();
-            let mut meter = Meter::new(4001);
+            let mut meter = Meter::new(4001, false);
             meter.answers(Shape::Events);
             meter.feed(&text.as_bytes()[..end]);
             let (counted, estimated) = meter.finish(false);
@@ -280,12 +299,12 @@ mod tests {
 
     #[test]
     fn whole_answers_are_counted_and_errors_cost_nothing() {
-        let mut meter = Meter::new(400);
+        let mut meter = Meter::new(400, false);
         meter.answers(Shape::Json);
         meter.feed(br#"{"choices":[{"message":{"content":"x"}}],"usage":{"prompt_tokens":9,"completion_tokens":8}}"#);
         assert_eq!(meter.finish(true), (tokens(9, 8, 0), false));
 
-        let mut refused = Meter::new(400);
+        let mut refused = Meter::new(400, false);
         refused.feed(br#"{"usage":{"prompt_tokens":9,"completion_tokens":8}}"#);
         assert_eq!(refused.finish(true), (Tokens::default(), false));
     }
@@ -298,12 +317,65 @@ mod tests {
             r#"{"prompt_tokens":18446744073709551615,"completion_tokens":1e30}"#,
             "{}",
         ] {
-            let mut meter = Meter::new(40);
+            let mut meter = Meter::new(40, false);
             meter.answers(Shape::Json);
             meter.feed(
                 format!(r#"{{"choices":[{{"text":"12345678"}}],"usage":{usage}}}"#).as_bytes(),
             );
             assert_eq!(meter.finish(true), (tokens(10, 2, 0), true), "{usage}");
         }
+    }
+
+    #[test]
+    fn anthropics_cache_is_counted_in_every_form_that_is_in_use() {
+        let start = r#"{"type":"message_start","message":{"usage":{"input_tokens":4,"cache_creation_input_tokens":900,
+            "cache_read_input_tokens":0,"cache_creation":{"ephemeral_5m_input_tokens":600,"ephemeral_1h_input_tokens":300},
+            "output_tokens":1,"service_tier":"standard"}}}"#
+            .replace('\n', "");
+        let wanted = Tokens {
+            input: 4,
+            output: 30,
+            cached_input: 0,
+            cache_write: 900,
+            cache_write_hour: 300,
+        };
+        for end in [
+            r#"{"usage":{"output_tokens":30}}"#,
+            r#"{"usage":{"input_tokens":4,"cache_creation_input_tokens":900,"cache_read_input_tokens":0,"output_tokens":30}}"#,
+            r#"{"usage":{"input_tokens":null,"cache_creation_input_tokens":null,"cache_read_input_tokens":null,"output_tokens":30}}"#,
+        ] {
+            let mut meter = Meter::new(40_000, true);
+            meter.answers(Shape::Events);
+            meter.feed(format!("data: {start}\n\ndata: {end}\n\n").as_bytes());
+            assert_eq!(meter.finish(true), (wanted, false), "{end}");
+        }
+        let mut whole = Meter::new(40_000, true);
+        whole.answers(Shape::Json);
+        whole.feed(br#"{"usage":{"input_tokens":4,"cache_creation_input_tokens":900,"cache_creation":{"ephemeral_1h_input_tokens":300},"output_tokens":30}}"#);
+        assert_eq!(whole.finish(true), (wanted, false));
+        // A gateway that speaks OpenAI's way.
+        let mut gateway = Meter::new(40_000, false);
+        gateway.answers(Shape::Json);
+        gateway.feed(br#"{"usage":{"prompt_tokens":1000,"completion_tokens":30,"prompt_tokens_details":{"cached_tokens":60,"cache_write_tokens":900}}}"#);
+        let counted = Tokens {
+            input: 40,
+            cached_input: 60,
+            cache_write_hour: 0,
+            ..wanted
+        };
+        assert_eq!(gateway.finish(true), (counted, false));
+    }
+
+    #[test]
+    fn what_may_be_written_to_a_cache_is_estimated_as_written() {
+        let mut meter = Meter::new(4000, true);
+        let estimate = Tokens {
+            cache_write: 1000,
+            ..Tokens::default()
+        };
+        assert_eq!(meter.tokens(), estimate);
+        meter.answers(Shape::Json);
+        meter.feed(br#"{"usage":{"input_tokens":9,"output_tokens":8}}"#);
+        assert_eq!(meter.finish(true), (tokens(9, 8, 0), false));
     }
 }
