@@ -7,6 +7,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
 mod approvals;
+mod between;
 mod budget;
 mod callers;
 mod cancel;
