@@ -33,6 +33,7 @@ impl Socket {
         let listener = UnixListener::bind(path);
         rustix::process::umask(before);
         let listener = listener?;
+        sys::refuse_files(&listener)?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o660))?;
         Ok(Self {
             listener,

@@ -7,6 +7,7 @@ use rustix::process::{
 };
 use rustix::thread::set_no_new_privs;
 use std::io;
+use std::os::fd::{AsFd, AsRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -64,6 +65,36 @@ pub(crate) fn kill_namespace() {
         unsafe {
             libc::kill(-1, libc::SIGKILL);
         }
+    }
+}
+
+/// Lets no open files come over the connections of a listening Unix socket (from Linux 6.16): whoever gets
+/// one must close it, and closing may wait, as for a TCP socket that lingers. Older kernels know no way.
+///
+/// # Errors
+/// Another than that the kernel does not know the option.
+pub(crate) fn refuse_files(socket: impl AsFd) -> io::Result<()> {
+    /// `asm-generic/socket.h`; libc has no name for it yet.
+    const SO_PASSRIGHTS: libc::c_int = 83;
+    let off: libc::c_int = 0;
+    let size = libc::socklen_t::try_from(size_of_val(&off)).unwrap_or(0);
+    // SAFETY: the kernel reads `size` bytes of `off`, which lives until the call is over, and keeps nothing.
+    #[expect(unsafe_code, reason = "rustix does not know the option; proof above")]
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size,
+        )
+    };
+    match done {
+        0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(()),
+            error => Err(error),
+        },
     }
 }
 

@@ -2,8 +2,12 @@
 
 use crate::harness::{Runner, eventually, marker, program, tool, tool_answer};
 use contract::runner::{Failure, LINE_MAX, Phase, Reply, Request};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{IoSlice, Read as _, Write as _};
+use std::mem::MaybeUninit;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -256,4 +260,50 @@ fn only_the_sidecars_user_may_ask() {
     assert_eq!(code, Failure::Denied);
     let runner = Runner::start_with(&[("RUNNER_PEER_UID", &own.to_string())]);
     assert!(matches!(runner.ask(&Request::Reap), Reply::Reaped { .. }));
+}
+
+/// Closing a TCP socket may wait for its last data, as long as who made it wished; so it must never be
+/// the runner that closes a tool's.
+#[test]
+fn a_file_that_is_slow_to_close_holds_up_nobody() {
+    if kernel() < (6, 16) {
+        println!("not on this kernel: docs/security.md says what follows");
+        return;
+    }
+    let runner = Runner::start();
+    let wish = Duration::from_secs(15);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (_unread, _) = listener.accept().unwrap();
+    rustix::net::sockopt::set_socket_linger(&slow, Some(wish)).unwrap();
+    slow.set_nonblocking(true).unwrap();
+    while slow.write(&[0; 65536]).is_ok() {}
+    let stream = runner.connect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let file = [slow.as_fd()];
+    assert!(control.push(SendAncillaryMessage::ScmRights(&file)));
+    let sent = sendmsg(
+        &stream,
+        &[IoSlice::new(b"{")],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    );
+    // The kernel refuses it (Linux 6.16), or the runner gets it.
+    drop(slow);
+    drop(stream);
+    let began = Instant::now();
+    runner.stop(0);
+    assert!(
+        began.elapsed() < wish / 3,
+        "{sent:?}: {:?}",
+        began.elapsed()
+    );
+}
+
+fn kernel() -> (u32, u32) {
+    let name = rustix::system::uname();
+    let release = name.release().to_str().unwrap();
+    let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
