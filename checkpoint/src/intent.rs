@@ -97,14 +97,8 @@ impl Intent {
 
     /// Goes on with a list: forward or, where that fails, back.
     pub(crate) fn run(mut self, store: &Store, top: &OwnedFd) -> Result<(), Error> {
-        let staging = sys::open_path(top, self.staging.as_bytes()).and_then(|staging| {
-            Ok((
-                sys::open_path(&staging, b"new")?,
-                sys::open_path(&staging, b"old")?,
-            ))
-        });
-        let (new, old) = match staging {
-            Ok(staging) => staging,
+        let places = match Places::open(top, self.staging.as_bytes()) {
+            Ok(places) => places,
             Err(error) => {
                 // Somebody removed it: nothing of the list can be done any more.
                 store.remove(INTENT);
@@ -117,9 +111,9 @@ impl Intent {
         if !self.undo {
             // Steps come in order: what lies before the last one that is seen to be done is done. A change
             // of a mode must not be done again, because another thing may have its path by now.
-            let done = last(&self.steps, |number, step| step.is_done(&new, &old, number));
+            let done = last(&self.steps, |number, step| step.is_done(&places, number));
             for (number, step) in self.steps.iter().enumerate().skip(done) {
-                if let Err(error) = forward(top, &new, &old, number, step) {
+                if let Err(error) = places.forward(number, step) {
                     failure = Some(format!("{}: {error}", step.shown()));
                     break;
                 }
@@ -129,14 +123,13 @@ impl Intent {
             self.undo = true;
             self.save(store)
                 .map_err(|error| Error::Unfinished(error.to_string()))?;
-            let touched = last(&self.steps, |number, step| {
-                step.is_touched(&new, &old, number)
-            });
+            let touched = last(&self.steps, |number, step| step.is_touched(&places, number));
             let after = self.steps[touched..].iter();
             let modes = after.take_while(|step| matches!(step, Step::Mode { .. }));
             let upto = touched + modes.count();
             for (number, step) in self.steps[..upto].iter().enumerate().rev() {
-                backward(top, &new, &old, number, step)
+                places
+                    .backward(number, step)
                     .map_err(|error| Error::Unfinished(format!("{}: {error}", step.shown())))?;
             }
         }
@@ -192,91 +185,102 @@ pub(crate) fn remove_staging(top: &OwnedFd) {
     }
 }
 
-fn forward(
-    top: &OwnedFd,
-    new: &OwnedFd,
-    old: &OwnedFd,
-    number: usize,
-    step: &Step,
-) -> Result<(), Errno> {
-    let number = number.to_string();
-    let number = number.as_bytes();
-    match step {
-        Step::Put { path, had } => {
-            if sys::look(new, number)?.is_none() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            if *had && sys::look(old, number)?.is_none() {
-                sys::rename(&dir, name, old, number, false)?;
-            }
-            // Whatever came there meanwhile stays: then this restore fails and is taken back.
-            sys::rename(new, number, &dir, name, false)
-        }
-        Step::Remove { path } => {
-            if sys::look(old, number)?.is_some() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            match sys::rename(&dir, name, old, number, false) {
-                Err(Errno::NOENT) => Ok(()),
-                renamed => renamed,
-            }
-        }
-        Step::Mode { path, to, .. } => match mode(top, &path.0, *to) {
-            // A mode for the sake of a removal that is done already.
-            Err(Errno::NOENT) => Ok(()),
-            changed => changed,
-        },
-    }
-}
-
 /// How many steps there are up to the last one of which `is` is true.
 fn last(steps: &[Step], is: impl Fn(&[u8], &Step) -> bool) -> usize {
     let steps = steps.iter().enumerate();
     steps
         .rev()
-        .find(|(number, step)| is(number.to_string().as_bytes(), step))
+        .find(|(number, step)| is(&name(*number), step))
         .map_or(0, |(number, _)| number + 1)
 }
 
-fn backward(
-    top: &OwnedFd,
-    new: &OwnedFd,
-    old: &OwnedFd,
-    number: usize,
-    step: &Step,
-) -> Result<(), Errno> {
-    let number = number.to_string();
-    let number = number.as_bytes();
-    match step {
-        Step::Put { path, had } => {
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            let moved_out = sys::look(old, number)?.is_some();
-            if sys::look(new, number)?.is_none() && (moved_out || !*had) {
-                match sys::rename(&dir, name, new, number, false) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(error) => return Err(error),
+/// Where things lie: at their paths, or by their number beside.
+struct Places<'a> {
+    top: &'a OwnedFd,
+    new: OwnedFd,
+    old: OwnedFd,
+}
+
+impl<'a> Places<'a> {
+    fn open(top: &'a OwnedFd, staging: &[u8]) -> Result<Self, Errno> {
+        let staging = sys::open_path(top, staging)?;
+        Ok(Self {
+            top,
+            new: sys::open_path(&staging, b"new")?,
+            old: sys::open_path(&staging, b"old")?,
+        })
+    }
+
+    fn forward(&self, number: usize, step: &Step) -> Result<(), Errno> {
+        let Self { top, new, old } = self;
+        let number = &name(number)[..];
+        match step {
+            Step::Put { path, had } => {
+                if sys::look(new, number)?.is_none() {
+                    return Ok(());
+                }
+                let (dir, name) = sys::open_parent(top, &path.0)?;
+                if *had && sys::look(old, number)?.is_none() {
+                    sys::rename(&dir, name, old, number, false)?;
+                }
+                // Whatever came there meanwhile stays: then this restore fails and is taken back.
+                sys::rename(new, number, &dir, name, false)
+            }
+            Step::Remove { path } => {
+                if sys::look(old, number)?.is_some() {
+                    return Ok(());
+                }
+                let (dir, name) = sys::open_parent(top, &path.0)?;
+                match sys::rename(&dir, name, old, number, false) {
+                    Err(Errno::NOENT) => Ok(()),
+                    renamed => renamed,
                 }
             }
-            if moved_out {
-                sys::rename(old, number, &dir, name, false)?;
-            }
-            Ok(())
+            Step::Mode { path, to, .. } => match mode(top, &path.0, *to) {
+                // A mode for the sake of a removal that is done already.
+                Err(Errno::NOENT) => Ok(()),
+                changed => changed,
+            },
         }
-        Step::Remove { path } => {
-            if sys::look(old, number)?.is_none() {
-                return Ok(());
-            }
-            let (dir, name) = sys::open_parent(top, &path.0)?;
-            sys::rename(old, number, &dir, name, false)
-        }
-        Step::Mode { path, from, .. } => match mode(top, &path.0, *from) {
-            // It is moved out or not there yet; its mode comes with it.
-            Err(Errno::NOENT) => Ok(()),
-            changed => changed,
-        },
     }
+
+    fn backward(&self, number: usize, step: &Step) -> Result<(), Errno> {
+        let Self { top, new, old } = self;
+        let number = &name(number)[..];
+        match step {
+            Step::Put { path, had } => {
+                let (dir, name) = sys::open_parent(top, &path.0)?;
+                let moved_out = sys::look(old, number)?.is_some();
+                if sys::look(new, number)?.is_none() && (moved_out || !*had) {
+                    match sys::rename(&dir, name, new, number, false) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(error) => return Err(error),
+                    }
+                }
+                if moved_out {
+                    sys::rename(old, number, &dir, name, false)?;
+                }
+                Ok(())
+            }
+            Step::Remove { path } => {
+                if sys::look(old, number)?.is_none() {
+                    return Ok(());
+                }
+                let (dir, name) = sys::open_parent(top, &path.0)?;
+                sys::rename(old, number, &dir, name, false)
+            }
+            Step::Mode { path, from, .. } => match mode(top, &path.0, *from) {
+                // It is moved out or not there yet; its mode comes with it.
+                Err(Errno::NOENT) => Ok(()),
+                changed => changed,
+            },
+        }
+    }
+}
+
+/// A step's number as a file's name.
+fn name(number: usize) -> Vec<u8> {
+    number.to_string().into_bytes()
 }
 
 fn mode(top: &OwnedFd, path: &[u8], mode: u32) -> Result<(), Errno> {
@@ -285,17 +289,18 @@ fn mode(top: &OwnedFd, path: &[u8], mode: u32) -> Result<(), Errno> {
 }
 
 impl Step {
-    fn is_done(&self, new: &OwnedFd, old: &OwnedFd, number: &[u8]) -> bool {
+    fn is_done(&self, places: &Places<'_>, number: &[u8]) -> bool {
         match self {
-            Self::Put { .. } => matches!(sys::look(new, number), Ok(None)),
-            Self::Remove { .. } => matches!(sys::look(old, number), Ok(Some(_))),
+            Self::Put { .. } => matches!(sys::look(&places.new, number), Ok(None)),
+            Self::Remove { .. } => matches!(sys::look(&places.old, number), Ok(Some(_))),
             Self::Mode { .. } => false,
         }
     }
 
-    fn is_touched(&self, new: &OwnedFd, old: &OwnedFd, number: &[u8]) -> bool {
+    fn is_touched(&self, places: &Places<'_>, number: &[u8]) -> bool {
         let is_put = matches!(self, Self::Put { .. });
-        self.is_done(new, old, number) || is_put && matches!(sys::look(old, number), Ok(Some(_)))
+        self.is_done(places, number)
+            || is_put && matches!(sys::look(&places.old, number), Ok(Some(_)))
     }
 
     fn shown(&self) -> String {

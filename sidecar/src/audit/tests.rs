@@ -131,6 +131,13 @@ fn make_older(dir: &Path) {
     }
 }
 
+#[test]
+fn what_was_sent_counts_whatever_became_of_it() {
+    let tokens = ended(None).tokens;
+    assert_eq!(tokens.sent(), 10 + 1 + 4);
+    assert_eq!(tokens.spend().tokens(), tokens.sent() + 5);
+}
+
 #[tokio::test]
 async fn a_log_of_the_version_before_goes_on_with_its_sums() {
     let dir = tempfile::tempdir().unwrap();
