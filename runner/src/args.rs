@@ -4,7 +4,7 @@
 
 use crate::config::Config;
 use crate::confine::{rehearse, tools};
-use crate::{VERSION, install, log};
+use crate::{VERSION, install, log, offline};
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -41,6 +41,11 @@ pub enum Command {
         /// What to try.
         attempts: String,
     },
+    /// Run programs beside OpenCode; the runner starts itself so, see [`offline`].
+    Offline {
+        /// Which, and for whom.
+        spec: String,
+    },
     /// Print the version.
     Version,
     /// Print the usage.
@@ -64,6 +69,14 @@ pub fn parse(args: &[OsString]) -> Result<Command, String> {
             return Ok(Command::Rehearse {
                 tool: word == rehearse::INNER,
                 attempts: attempts.to_string_lossy().into_owned(),
+            });
+        }
+        Some(offline::COMMAND) => {
+            let [spec] = rest else {
+                return Err("what may run is missing".to_owned());
+            };
+            return Ok(Command::Offline {
+                spec: spec.to_string_lossy().into_owned(),
             });
         }
         Some("run") => Command::Run,
@@ -116,6 +129,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
                 rehearse::outer(&attempts)
             }
         }
+        Ok(Command::Offline { spec }) => offline::serve(&spec),
         Ok(Command::Version) => say(&format!("opencode-runner {VERSION}\n")),
         Ok(Command::Help) => say(USAGE),
         Ok(Command::Install { own, from, to }) => match install::install(own, &from, &to) {

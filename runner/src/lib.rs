@@ -16,6 +16,7 @@ pub mod git;
 pub mod home;
 pub mod install;
 pub mod log;
+pub mod offline;
 pub mod patience;
 pub mod probe;
 pub mod procfs;

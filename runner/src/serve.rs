@@ -141,7 +141,9 @@ impl Server {
                     _ => None,
                 };
                 let own = getpid().as_raw_nonzero().get();
-                let work = move || match tools::trees(own, agent) {
+                let host = supervisor.host().map(|pid| pid.as_raw_nonzero().get());
+                let roots = tools::Roots { own, agent, host };
+                let work = move || match tools::trees(roots) {
                     Ok(trees) => Reply::Tools { trees },
                     Err(error) => failed(Failure::Io, &format!("cannot read /proc: {error}")),
                 };

@@ -6,6 +6,7 @@
 
 use crate::config::Config;
 use crate::confine::{Confined, Confiner};
+use crate::offline::Host;
 use crate::patience::Patience;
 use crate::reaper::{Exit, Reaper};
 use crate::relay::Relay;
@@ -34,6 +35,8 @@ pub struct Supervisor {
     status: Status,
     slot: Arc<Mutex<Option<Process>>>,
     confiner: Confiner,
+    /// Runs programs on behalf of the process of the last start.
+    host: Host,
     patience: Patience,
     closing: CancellationToken,
     tasks: TaskTracker,
@@ -55,14 +58,16 @@ impl Supervisor {
     /// A supervisor without a process; its tasks are joined through `tasks`.
     #[must_use]
     pub fn new(config: Config, reaper: Arc<Reaper>, tasks: TaskTracker) -> Arc<Self> {
+        let closing = CancellationToken::new();
         Arc::new(Self {
+            host: Host::new(&config.socket, &reaper, &tasks, &closing),
             config,
             reaper,
             status: Status::new(),
             slot: Arc::default(),
             confiner: Confiner::default(),
             patience: Patience::new(),
-            closing: CancellationToken::new(),
+            closing,
             tasks,
         })
     }
@@ -105,7 +110,7 @@ impl Supervisor {
                 let _stop = self.patience.stop(self.config.grace);
                 self.stop_process(slot.as_ref()).await;
             }
-            _ => drop(sweep::sweep(&self.reaper, None).await),
+            _ => drop(self.sweep(None).await),
         }
         if slot.as_ref().is_some_and(Process::is_alive) {
             return io_failure("the process before does not end");
@@ -146,9 +151,26 @@ impl Supervisor {
             .as_ref()
             .filter(|process| process.is_alive())
             .map(|process| process.pid);
-        let killed = sweep::sweep(&self.reaper, keep).await;
+        let killed = self.sweep(keep).await;
         drop(slot);
         Reply::Reaped { killed }
+    }
+
+    /// Kills all descendants but OpenCode, if that is to live; how many. Under the slot's lock.
+    async fn sweep(&self, opencode: Option<Pid>) -> u32 {
+        let hosted = self.host.pause();
+        let killed = sweep::sweep(&self.reaper, opencode).await;
+        match opencode {
+            Some(_) => self.host.resume(),
+            None => self.host.end(),
+        }
+        killed.saturating_sub(u32::from(hosted))
+    }
+
+    /// What runs programs on OpenCode's behalf, if anything does.
+    #[must_use]
+    pub fn host(&self) -> Option<Pid> {
+        self.host.pid()
     }
 
     /// Refuses further starts and stops OpenCode. Not cancel safe.
@@ -263,6 +285,9 @@ impl Supervisor {
             "OpenCode started",
             &[("pid", number.into()), ("generation", generation.into())],
         );
+        if let Some(offline) = &confined.offline {
+            self.host.begin(pid, offline);
+        }
         let process = Process {
             launch,
             pid,
@@ -319,7 +344,7 @@ impl Supervisor {
             .as_ref()
             .is_some_and(|process| process.generation == generation)
         {
-            let killed = sweep::sweep(&self.reaper, None).await;
+            let killed = self.sweep(None).await;
             log::info("killed what OpenCode left", &[("processes", killed.into())]);
         }
     }
@@ -344,7 +369,7 @@ impl Supervisor {
                 return;
             }
         }
-        sweep::sweep(&self.reaper, None).await;
+        self.sweep(None).await;
         self.status
             .set(self.status.get().generation, Phase::Stopped);
     }

@@ -56,6 +56,17 @@ pub(crate) fn detach(command: &mut Command) {
     }
 }
 
+/// Ends this process by a signal as if it had never been handled. Returns where that signal ends nobody, or
+/// was blocked by whoever started this process.
+pub(crate) fn die_of(signal: i32) {
+    // SAFETY: both calls take integers only. The default disposition replaces handlers of ours and runs no code.
+    #[expect(unsafe_code, reason = "rustix cannot reset a signal; proof above")]
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
+    }
+}
+
 /// SIGKILL to every process of the pid namespace but this one; does nothing unless [`is_init`],
 /// because elsewhere it would reach the whole machine.
 pub(crate) fn kill_namespace() {

@@ -11,18 +11,35 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 
-/// The trees below OpenCode (`agent`) and the runner (`own`), at most [`TOOL_TREES_MAX`], oldest first.
+/// Processes whose children are tools, and that are none themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Roots {
+    /// The runner.
+    pub own: i32,
+    /// OpenCode.
+    pub agent: Option<i32>,
+    /// What runs programs on its behalf.
+    pub host: Option<i32>,
+}
+
+impl Roots {
+    fn has(self, pid: i32) -> bool {
+        pid == self.own || Some(pid) == self.agent || Some(pid) == self.host
+    }
+}
+
+/// The trees below the roots, at most [`TOOL_TREES_MAX`], oldest first.
 ///
 /// # Errors
 /// `/proc` cannot be listed.
-pub fn trees(own: i32, agent: Option<i32>) -> io::Result<Vec<ToolTree>> {
+pub fn trees(roots: Roots) -> io::Result<Vec<ToolTree>> {
     let all = Snapshot::take()?;
     let mut trees: HashMap<i32, (Process, ToolTree)> = HashMap::new();
-    for process in all.descendants(own, None).living {
-        if Some(process.pid) == agent {
+    for process in all.descendants(roots.own, None).living {
+        if roots.has(process.pid) {
             continue;
         }
-        let Some(root) = root(&all, process, own, agent) else {
+        let Some(root) = root(&all, process, roots) else {
             continue;
         };
         let (_, tree) = trees.entry(root.pid).or_insert_with(|| {
@@ -46,12 +63,12 @@ pub fn trees(own: i32, agent: Option<i32>) -> io::Result<Vec<ToolTree>> {
     Ok(trees)
 }
 
-/// The topmost process above this one that is below OpenCode or the runner.
-fn root(all: &Snapshot, process: Process, own: i32, agent: Option<i32>) -> Option<Process> {
+/// The topmost process above this one that is below a root.
+fn root(all: &Snapshot, process: Process, roots: Roots) -> Option<Process> {
     let mut at = process;
     // No tree is deeper than it has processes; parents that change while they are read may form a ring.
     for _ in 0..all.len() {
-        if at.parent == own || Some(at.parent) == agent {
+        if roots.has(at.parent) {
             return Some(at);
         }
         at = all.get(at.parent)?;
@@ -108,7 +125,12 @@ mod tests {
 
     fn tree(child: &Child) -> Option<ToolTree> {
         let own = std::process::id().cast_signed();
-        let all = trees(own, None).unwrap();
+        let roots = Roots {
+            own,
+            agent: None,
+            host: None,
+        };
+        let all = trees(roots).unwrap();
         all.into_iter().find(|tree| tree.pid == child.id())
     }
 

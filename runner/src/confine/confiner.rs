@@ -1,12 +1,13 @@
 //! The domains of launches, and what was found to be refused in them.
 
-use super::{Plan, Scope, rehearse, tool_variables};
+use super::{Plan, Scope, install_tools, rehearse, tools};
 use crate::config::Config;
 use crate::log;
+use crate::offline::Offline;
 use crate::reaper::Reaper;
 use contract::runner::{Isolation, Launch};
 use std::ffi::OsString;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Makes domains; remembers what the last trial found.
 #[derive(Debug, Default)]
@@ -23,6 +24,8 @@ pub struct Confined {
     pub plan: Plan,
     /// What leads its tools to theirs.
     pub variables: Vec<(String, OsString)>,
+    /// What runs beside it on its behalf; absent: nothing does.
+    pub offline: Option<Arc<Offline>>,
     /// What is refused in them; absent: nobody tried yet, see [`Confiner::rehearse`].
     pub isolation: Option<Isolation>,
 }
@@ -39,22 +42,33 @@ impl Confiner {
                 scope,
                 plan: Plan::none(),
                 variables: Vec::new(),
+                offline: None,
                 isolation: Some(rehearse::nothing("switched off by RUNNER_ISOLATION")),
             });
         }
-        let variables = tool_variables(config, launch);
+        let installed = install_tools(config, launch);
         let making = scope.clone();
         // 65,536 ports take a while.
-        let plan = tokio::task::spawn_blocking(move || Plan::new(&making))
+        let plans =
+            tokio::task::spawn_blocking(move || Ok((Plan::new(&making)?, Plan::offline(&making)?)));
+        let (plan, offline) = plans
             .await
             .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error: super::Error| error.to_string())?;
+        let offline = Offline {
+            plan: offline,
+            programs: installed.offline,
+            ports: launch.confinement.clone(),
+            folder: tools::folder(config),
+        };
         let known = self.tried().clone();
         Ok(Confined {
             isolation: known.filter(|(of, _)| *of == scope).map(|(_, found)| found),
             scope,
             plan,
-            variables,
+            variables: installed.variables,
+            // Weakened sweeps would not end it.
+            offline: (!cfg!(feature = "weakened")).then(|| Arc::new(offline)),
         })
     }
 

@@ -23,6 +23,25 @@ const TESTED: ABI = ABI::V7;
 /// # Errors
 /// The kernel refuses; never because it is old.
 pub fn outer(scope: &Scope) -> Result<RulesetCreated, RulesetError> {
+    let ports = &scope.ports;
+    with_ports(
+        alone(scope)?,
+        |port| match ports.egress {
+            EgressMode::Open => port != ports.api_port,
+            EgressMode::ProxyOnly => {
+                [ports.proxy_port, ports.egress_port, ports.opencode_port].contains(&port)
+            }
+        },
+        |port| !sidecars(ports).contains(&port),
+    )
+}
+
+/// The domain of what runs beside OpenCode on its behalf: as [`outer`] without any TCP, and so of few
+/// rules.
+///
+/// # Errors
+/// As [`outer`].
+pub fn alone(scope: &Scope) -> Result<RulesetCreated, RulesetError> {
     let all = AccessFs::from_all(TESTED);
     let read = AccessFs::from_read(TESTED);
     // A device's own files: no new ones, but control calls, which terminals need.
@@ -41,17 +60,7 @@ pub fn outer(scope: &Scope) -> Result<RulesetCreated, RulesetError> {
     for file in devices() {
         ruleset = grant(ruleset, &file, device)?;
     }
-    let ports = &scope.ports;
-    with_ports(
-        ruleset,
-        |port| match ports.egress {
-            EgressMode::Open => port != ports.api_port,
-            EgressMode::ProxyOnly => {
-                [ports.proxy_port, ports.egress_port, ports.opencode_port].contains(&port)
-            }
-        },
-        |port| !sidecars(ports).contains(&port),
-    )
+    Ok(ruleset)
 }
 
 /// The domain of tools, within that of OpenCode: fewer ports. That it is another domain also keeps them

@@ -20,7 +20,6 @@ use crate::config::Config;
 use crate::{log, spawn};
 use contract::runner::{Confinement, Launch};
 use seccompiler::BpfProgram;
-use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
@@ -86,6 +85,17 @@ impl Plan {
         })
     }
 
+    /// The domain of what runs on behalf of OpenCode and needs no network.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn offline(scope: &Scope) -> Result<Self, Error> {
+        Ok(Self {
+            ruleset: Some(landlock::alone(scope)?),
+            filters: Arc::new(seccomp::filters(scope.ports.egress)?),
+        })
+    }
+
     /// A plan without any restriction.
     #[must_use]
     pub fn none() -> Self {
@@ -132,7 +142,7 @@ impl Plan {
 /// Files and variables that make OpenCode start its tools in the inner domain. Empty where there is no
 /// shell in the image, or they cannot be written.
 #[must_use]
-pub fn tool_variables(config: &Config, launch: &Launch) -> Vec<(String, OsString)> {
+pub fn install_tools(config: &Config, launch: &Launch) -> tools::Installed {
     match tools::install(config, launch) {
         Ok(installed) => installed,
         Err(error) => {
@@ -140,7 +150,7 @@ pub fn tool_variables(config: &Config, launch: &Launch) -> Vec<(String, OsString
                 "tools run without a domain of their own",
                 &[("error", error.to_string().into())],
             );
-            Vec::new()
+            tools::Installed::default()
         }
     }
 }

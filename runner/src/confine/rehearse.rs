@@ -22,7 +22,7 @@ use std::io::{self, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
@@ -195,6 +195,24 @@ fn needed(measure: Measure) -> u32 {
         Measure::Signals | Measure::AbstractSockets => 6,
         Measure::SystemCalls | Measure::ToolEnvironment | Measure::Unknown => 0,
     }
+}
+
+/// Whether this process is refused what a program without network must not do: no port of the pod, no file
+/// of the runner, no signal to it.
+#[must_use]
+pub fn is_confined(ports: &Confinement, folder: &Path) -> bool {
+    let shut = [
+        ports.api_port,
+        ports.proxy_port,
+        ports.egress_port,
+        ports.opencode_port,
+    ];
+    sys::landlock_abi() >= needed(Measure::Signals)
+        && is_denied(&fs::write(folder.join(status::random_hex()), ""))
+        && shut
+            .into_iter()
+            .all(|port| cannot_connect(port) && cannot_bind(port))
+        && matches!(getppid().map(test_kill_process), Some(Err(Errno::PERM)))
 }
 
 /// What the outer part of the rehearsal does; prints what was refused.

@@ -3,10 +3,12 @@
 //! OpenCode finds its shell by `SHELL` and a few programs by `PATH`. Both lead to a folder of links to this
 //! binary, which only the runner can write. Run by such a link it drops OpenCode's variables, enters the
 //! inner domain and becomes the program that was meant: no process more, same arguments, same files.
+//! What needs no network it lets another process run instead, see [`crate::offline`].
 
 use super::{Error, landlock};
 use crate::config::Config;
 use crate::home;
+use crate::offline::{self, Job};
 use crate::spawn::{find, variable};
 use contract::runner::{Confinement, Launch};
 use serde::{Deserialize, Serialize};
@@ -56,11 +58,20 @@ struct Spec {
     config_home: Option<String>,
 }
 
-/// Makes the links and returns the variables that lead OpenCode to them.
+/// What was installed.
+#[derive(Debug, Default)]
+pub struct Installed {
+    /// Variables that lead OpenCode to the links.
+    pub variables: Vec<(String, OsString)>,
+    /// What needs no network, by name.
+    pub offline: BTreeMap<String, PathBuf>,
+}
+
+/// Makes the links.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn install(config: &Config, launch: &Launch) -> Result<Vec<(String, OsString)>, Error> {
+pub fn install(config: &Config, launch: &Launch) -> Result<Installed, Error> {
     let folder = folder(config);
     let path = &variable(config, launch, "PATH");
     let mut programs = BTreeMap::new();
@@ -71,11 +82,9 @@ pub fn install(config: &Config, launch: &Launch) -> Result<Vec<(String, OsString
         variables.push(("SHELL".to_owned(), folder.join(name).into_os_string()));
         programs.insert(name.to_owned(), shell);
     }
-    for name in OFFLINE {
-        if let Some(program) = find(name, path) {
-            programs.insert(name.to_owned(), program);
-        }
-    }
+    let found = |name: &str| find(name, path).map(|program| (name.to_owned(), program));
+    let offline: BTreeMap<String, PathBuf> = OFFLINE.into_iter().filter_map(found).collect();
+    programs.extend(offline.clone());
     let all = std::iter::once(folder.clone()).chain(std::env::split_paths(path));
     if let Ok(path) = std::env::join_paths(all) {
         variables.push(("PATH".to_owned(), path));
@@ -102,7 +111,7 @@ pub fn install(config: &Config, launch: &Launch) -> Result<Vec<(String, OsString
         path: folder,
         source,
     })?;
-    Ok(variables)
+    Ok(Installed { variables, offline })
 }
 
 /// Folder of the links.
@@ -168,14 +177,24 @@ pub fn become_program(link: &Path, args: &[OsString]) -> ExitCode {
     let Some(program) = spec.programs.get(&*name) else {
         return complain(&name, "not found", 127);
     };
-    if let Err(error) = enter(&spec.ports, OFFLINE.contains(&&*name)) {
+    let env = environment(std::env::vars_os(), folder, program, &spec);
+    let is_offline = OFFLINE.contains(&&*name);
+    if is_offline {
+        let job = Job {
+            name: name.clone().into_owned(),
+            args: args.to_vec(),
+            env: env.clone(),
+        };
+        let socket = folder.with_file_name(offline::SOCKET);
+        if let Some(verdict) = offline::call(&socket, &job) {
+            return offline::end_as(verdict);
+        }
+    }
+    if let Err(error) = enter(&spec.ports, is_offline) {
         return complain(&name, &format!("cannot be isolated: {error}"), 126);
     }
     let mut command = Command::new(program);
-    command
-        .args(args)
-        .env_clear()
-        .envs(environment(std::env::vars_os(), folder, program, &spec));
+    command.args(args).env_clear().envs(env);
     if SHELLS.contains(&&*name) && is_login() {
         command.arg0(format!("-{name}"));
     }

@@ -434,7 +434,7 @@ fn what_the_kernel_cannot_is_reported() {
 
 /// A runner without capabilities, as in a pod: with CAP_PERFMON the kernel lets root read the environment
 /// of every process.
-fn unprivileged() -> Runner {
+pub(crate) fn unprivileged() -> Runner {
     let mut command = Command::new("setpriv");
     command.args(["--bounding-set=-all", "--inh-caps=-all"]);
     command.arg(env!("CARGO_BIN_EXE_opencode-runner"));

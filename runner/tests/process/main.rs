@@ -11,6 +11,7 @@ mod isolation;
 mod lifecycle;
 #[cfg(test)]
 mod limits;
+mod offline;
 #[cfg(test)]
 mod reaping;
 #[cfg(test)]
