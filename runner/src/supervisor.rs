@@ -160,11 +160,15 @@ impl Supervisor {
     async fn sweep(&self, opencode: Option<Pid>) -> u32 {
         let hosted = self.host.pause();
         let killed = sweep::sweep(&self.reaper, opencode).await;
+        if let Some(pid) = hosted {
+            // Without /proc a sweep finds nobody, and it is stopped.
+            self.reaper.signal(pid, Signal::KILL, false);
+        }
         match opencode {
             Some(_) => self.host.resume(),
             None => self.host.end(),
         }
-        killed.saturating_sub(u32::from(hosted))
+        killed.saturating_sub(u32::from(hosted.is_some()))
     }
 
     /// What runs programs on OpenCode's behalf, if anything does.

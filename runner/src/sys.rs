@@ -6,8 +6,8 @@ use rustix::process::{
     set_parent_process_death_signal, setrlimit, setsid,
 };
 use rustix::thread::set_no_new_privs;
-use std::io;
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::io::{self, Read as _};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -53,6 +53,84 @@ pub(crate) fn detach(command: &mut Command) {
             set_parent_process_death_signal(Some(Signal::KILL))?;
             Ok(())
         });
+    }
+}
+
+/// Signals to end, held back from this process until this is dropped: they come by [`HeldSignals::next`]
+/// instead. One that is ignored stays so. For a process of one thread.
+#[derive(Debug)]
+pub(crate) struct HeldSignals {
+    file: std::fs::File,
+    before: libc::sigset_t,
+}
+
+impl HeldSignals {
+    /// Holds them.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub(crate) fn hold() -> io::Result<Self> {
+        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: sigemptyset initialises `set`, sigaddset and signalfd only use it afterwards, and
+        // pthread_sigmask initialises `before` when it succeeds, which is checked before that is used. A
+        // descriptor that signalfd returns is new and belongs to nobody else.
+        #[expect(unsafe_code, reason = "rustix knows neither call; proof above")]
+        unsafe {
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let file = std::fs::File::from(OwnedFd::from_raw_fd(fd));
+            match libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr()) {
+                0 => Ok(Self {
+                    file,
+                    before: before.assume_init(),
+                }),
+                error => Err(io::Error::from_raw_os_error(error)),
+            }
+        }
+    }
+
+    /// The number of one that came; never waits.
+    ///
+    /// # Errors
+    /// Those of read.
+    pub(crate) fn next(&mut self) -> io::Result<Option<u8>> {
+        let mut info = [0; size_of::<libc::signalfd_siginfo>()];
+        match self.file.read(&mut info) {
+            // The number comes first, four bytes; all signals are below 65.
+            Ok(_) => Ok(u32::from_ne_bytes([info[0], info[1], info[2], info[3]])
+                .try_into()
+                .ok()
+                .filter(|number| *number != 0)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AsFd for HeldSignals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+impl Drop for HeldSignals {
+    fn drop(&mut self) {
+        // SAFETY: `before` is what pthread_sigmask gave, which cannot fail with SIG_SETMASK.
+        #[expect(unsafe_code, reason = "rustix cannot set the mask; proof above")]
+        unsafe {
+            libc::pthread_sigmask(
+                libc::SIG_SETMASK,
+                &raw const self.before,
+                std::ptr::null_mut(),
+            );
+        }
     }
 }
 

@@ -90,6 +90,15 @@ pub fn offline() -> Result<RulesetCreated, RulesetError> {
     network()
 }
 
+/// A domain of no rules: nothing in it signals, or looks into, what is outside.
+///
+/// # Errors
+/// As [`inner`].
+pub fn apart() -> Result<RulesetCreated, RulesetError> {
+    let scoped = Scoped::from_all(TESTED);
+    Ruleset::default().scope(scoped)?.create()
+}
+
 fn network() -> Result<RulesetCreated, RulesetError> {
     let net = AccessNet::from_all(TESTED);
     Ruleset::default().handle_access(net)?.create()

@@ -96,6 +96,18 @@ impl Plan {
         })
     }
 
+    /// A domain within that of this process, of no rules but that nothing in it signals what is outside of it,
+    /// or looks into that.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn apart() -> Result<Self, Error> {
+        Ok(Self {
+            ruleset: Some(landlock::apart()?),
+            filters: Arc::default(),
+        })
+    }
+
     /// A plan without any restriction.
     #[must_use]
     pub fn none() -> Self {

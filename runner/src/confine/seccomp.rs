@@ -5,10 +5,15 @@
 //! on top of the container's own filter (`RuntimeDefault`) and does not rely on it.
 
 use contract::pod::EgressMode;
+use rustix::process::getpid;
 use seccompiler::{
-    BpfProgram, Error, SeccompAction, SeccompCmpArgLen::Dword, SeccompCmpOp, SeccompCmpOp::Eq,
-    SeccompCmpOp::MaskedEq, SeccompCmpOp::Ne, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
+    BpfProgram, Error, SeccompAction,
+    SeccompCmpArgLen::{Dword, Qword},
+    SeccompCmpOp,
+    SeccompCmpOp::Eq,
+    SeccompCmpOp::MaskedEq,
+    SeccompCmpOp::Ne,
+    SeccompCondition, SeccompFilter, SeccompRule, TargetArch, sock_filter,
 };
 use std::collections::BTreeMap;
 
@@ -93,12 +98,37 @@ pub fn filters(egress: EgressMode) -> Result<Vec<BpfProgram>, Error> {
     };
     rules.insert(libc::SYS_clone, namespaces(&[])?);
     rules.insert(libc::SYS_unshare, namespaces(&[CLONE_NEWTIME])?);
+    others_limits(&mut rules)?;
     // Its flags are in memory, where a filter cannot look. With this error C libraries use clone.
     let clone3 = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     Ok(vec![
         program(rules, libc::EPERM)?,
         program(clone3, libc::ENOSYS)?,
     ])
+}
+
+/// Limits of other processes, and when this one runs: the kernel asks for the same user only, and a limit of
+/// CPU time or of files ends pid 1. For `prlimit64` any thread's number stands for its process, so only
+/// "myself" (0) may be limited; to look is free.
+fn others_limits(rules: &mut Rules) -> Result<(), Error> {
+    let null = |op| SeccompCondition::new(2, Qword, op, 0);
+    let other = SeccompRule::new(vec![arg(0, Ne, 0)?, null(Ne)?])?;
+    rules.insert(libc::SYS_prlimit64, vec![other]);
+    let own = getpid().as_raw_nonzero().get();
+    let is = |index, value| Ok::<_, Error>(SeccompRule::new(vec![arg(index, Eq, value)?])?);
+    for call in [
+        libc::SYS_sched_setscheduler,
+        libc::SYS_sched_setparam,
+        libc::SYS_sched_setattr,
+        libc::SYS_sched_setaffinity,
+    ] {
+        rules.insert(call, vec![is(0, own)?]);
+    }
+    // By process and group, and those of "all of this user".
+    for (call, user) in [(libc::SYS_setpriority, 2), (libc::SYS_ioprio_set, 3)] {
+        rules.insert(call, vec![is(1, own)?, is(0, user)?]);
+    }
+    Ok(())
 }
 
 /// Kinds of sockets that are refused.

@@ -1,17 +1,18 @@
 //! The asking side: a link that OpenCode ran as `git` or `rg`.
 
-use super::wire::{self, GO, READY, VERDICT, Verdict};
-use super::{Job, TALK};
+use super::wire::{self, GO, HELLO, READY, VERDICT, Verdict};
+use super::{HELLO_LIMIT, Job, TALK};
+use crate::sys::{self, HeldSignals};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
-use rustix::process::Signal;
-use std::io;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::UnixStream;
-use tokio::signal::unix::{Signal as Signals, SignalKind, signal};
-use tokio::time::timeout;
+use std::time::{Duration, Instant};
 
 /// What a shell adds to the number of a signal.
 const SIGNALLED: u8 = 128;
@@ -21,25 +22,16 @@ const SIGNALLED: u8 = 128;
 #[must_use]
 pub fn call(socket: &Path, job: &Job) -> Option<Verdict> {
     let bytes = job.bytes()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .ok()?;
-    runtime.block_on(async {
-        let mut told = Told::listen().ok()?;
-        let mut stream = tokio::select! {
-            biased;
-            number = told.next() => return Some(Verdict::Killed(number)),
-            ready = timeout(TALK, prepare(socket, &bytes)) => ready.ok()?.ok()?,
-        };
-        stream.write_all(&[GO]).await.ok()?;
-        match follow(&mut stream, &mut told).await {
-            Ok(Verdict::Refused) => None,
-            Ok(verdict) => Some(verdict),
-            // The host was killed, and with it what it ran: never twice.
-            Err(_) => Some(Verdict::Killed(number_of(Signal::KILL))),
+    // Let go when this returns: what came too late for the host strikes then.
+    let mut signals = HeldSignals::hold().ok()?;
+    match prepare(socket, &bytes, &mut signals) {
+        Ok(mut stream) => {
+            stream.write_all(&[GO]).ok()?;
+            follow(&stream, &mut signals)
         }
-    })
+        Err(Interrupted::Signal(number)) => Some(Verdict::Killed(number)),
+        Err(Interrupted::Failed) => None,
+    }
 }
 
 /// Ends this process as the program ended.
@@ -48,18 +40,45 @@ pub fn end_as(verdict: Verdict) -> ExitCode {
     match verdict {
         Verdict::Exited(code) => ExitCode::from(code),
         Verdict::Killed(number) => {
-            crate::sys::die_of(i32::from(number));
+            sys::die_of(i32::from(number));
             ExitCode::from(SIGNALLED.saturating_add(number))
         }
         Verdict::Refused => ExitCode::FAILURE,
     }
 }
 
+/// Why nothing is run.
+enum Interrupted {
+    Signal(u8),
+    Failed,
+}
+
+impl<E: Into<io::Error>> From<E> for Interrupted {
+    fn from(_: E) -> Self {
+        Self::Failed
+    }
+}
+
 /// Until the host has everything and runs nothing yet.
-async fn prepare(socket: &Path, job: &[u8]) -> io::Result<UnixStream> {
+fn prepare(
+    socket: &Path,
+    job: &[u8],
+    signals: &mut HeldSignals,
+) -> Result<UnixStream, Interrupted> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let folder = rustix::fs::open(".", flags, Mode::empty())?;
-    let mut stream = UnixStream::connect(socket).await?;
+    // A queue that is full is not waited for.
+    let stream = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        None,
+    )?;
+    connect(&stream, &SocketAddrUnix::new(socket)?)?;
+    let stream = UnixStream::from(stream);
+    stream.set_nonblocking(false)?;
+    stream.set_write_timeout(Some(TALK))?;
+    expect(&stream, HELLO, HELLO_LIMIT, signals)?;
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     let files = [
         stdin.as_fd(),
@@ -67,59 +86,76 @@ async fn prepare(socket: &Path, job: &[u8]) -> io::Result<UnixStream> {
         stderr.as_fd(),
         folder.as_fd(),
     ];
-    wire::send(&mut stream, job, files).await?;
-    match stream.read_u8().await? {
-        READY => Ok(stream),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
+    wire::send(&stream, job, files)?;
+    expect(&stream, READY, TALK, signals)?;
+    Ok(stream)
 }
 
-async fn follow(stream: &mut UnixStream, told: &mut Told) -> io::Result<Verdict> {
+/// Waits for one byte.
+fn expect(
+    mut stream: &UnixStream,
+    wanted: u8,
+    limit: Duration,
+    signals: &mut HeldSignals,
+) -> Result<(), Interrupted> {
+    let deadline = Instant::now() + limit;
+    let (told, came) = wait(stream, signals, Some(deadline))?;
+    if told && let Some(number) = signals.next()? {
+        return Err(Interrupted::Signal(number));
+    }
+    let mut byte = [0];
+    if came && stream.read(&mut byte)? == 1 && byte == [wanted] {
+        return Ok(());
+    }
+    Err(Interrupted::Failed)
+}
+
+fn follow(mut stream: &UnixStream, signals: &mut HeldSignals) -> Option<Verdict> {
     let mut verdict = [0; VERDICT];
     let mut count = 0;
     while count < VERDICT {
-        tokio::select! {
-            biased;
-            number = told.next() => stream.write_all(&[number]).await?,
-            more = stream.read(&mut verdict[count..]) => match more? {
-                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                more => count += more,
-            },
+        let Ok((told, came)) = wait(stream, signals, None) else {
+            return Some(Verdict::KILLED);
+        };
+        if told && let Ok(Some(number)) = signals.next() {
+            // The program may have ended; its verdict is still to be read.
+            let _ = stream.write_all(&[number]);
+        }
+        if came {
+            match stream.read(&mut verdict[count..]) {
+                Ok(more) if more > 0 => count += more,
+                // The host was killed, and with it what it ran: never twice.
+                _ => return Some(Verdict::KILLED),
+            }
         }
     }
-    Verdict::read(verdict).ok_or_else(|| io::ErrorKind::InvalidData.into())
-}
-
-/// Signals to end that came to this process.
-struct Told {
-    terminate: Signals,
-    interrupt: Signals,
-    hangup: Signals,
-    quit: Signals,
-}
-
-impl Told {
-    fn listen() -> io::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            hangup: signal(SignalKind::hangup())?,
-            quit: signal(SignalKind::quit())?,
-        })
-    }
-
-    /// The number of the next one. Cancel safe.
-    async fn next(&mut self) -> u8 {
-        let signal = tokio::select! {
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.hangup.recv() => Signal::HUP,
-            _ = self.quit.recv() => Signal::QUIT,
-        };
-        number_of(signal)
+    match Verdict::read(verdict) {
+        Some(Verdict::Refused) => None,
+        Some(verdict) => Some(verdict),
+        None => Some(Verdict::KILLED),
     }
 }
 
-fn number_of(signal: Signal) -> u8 {
-    u8::try_from(signal.as_raw()).unwrap_or(0)
+/// Whether a signal and whether bytes (or the end) came; neither: it is too late.
+fn wait(
+    stream: &UnixStream,
+    signals: &HeldSignals,
+    deadline: Option<Instant>,
+) -> io::Result<(bool, bool)> {
+    loop {
+        let mut files = [
+            PollFd::new(signals, PollFlags::IN),
+            PollFd::new(stream, PollFlags::IN),
+        ];
+        let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        let left = left.and_then(|left| Timespec::try_from(left).ok());
+        match poll(&mut files, left.as_ref()) {
+            Err(Errno::INTR) => {}
+            polled => {
+                polled?;
+                let came = |n: usize| !files[n].revents().is_empty();
+                return Ok((came(0), came(1)));
+            }
+        }
+    }
 }

@@ -17,8 +17,9 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// Until a host that died is begun again.
+/// Until a host that died, or did not start, is begun again: twice as long each time.
 const PAUSE: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The host of the OpenCode that runs, if any.
 #[derive(Clone, Debug)]
@@ -40,6 +41,7 @@ struct State {
     running: Option<Pid>,
     /// Which host `running` is; counts each beginning and each end.
     turn: u64,
+    pause: Duration,
 }
 
 impl Host {
@@ -64,6 +66,7 @@ impl Host {
     pub fn begin(&self, agent: Pid, offline: &Arc<Offline>) {
         let mut state = self.0.lock();
         state.wanted = Some((agent, Arc::clone(offline)));
+        state.pause = PAUSE;
         Inner::spawn(&self.0, &mut state);
     }
 
@@ -74,15 +77,15 @@ impl Host {
     }
 
     /// Before a sweep, which kills it: keeps it from beginning anything more. What asks from now on finds
-    /// nobody and takes the slow way. Returns whether there was one.
-    pub fn pause(&self) -> bool {
+    /// nobody and takes the slow way. Returns its pid, if there was one.
+    pub fn pause(&self) -> Option<Pid> {
         let mut state = self.0.lock();
         state.turn += 1;
         let running = state.running.take();
         if let Some(pid) = running {
             self.0.reaper.signal(pid, Signal::STOP, false);
         }
-        running.is_some()
+        running
     }
 
     /// After a sweep that spared OpenCode: another one.
@@ -106,7 +109,7 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a host if one is wanted; where that cannot be, all take the slow way.
+    /// Begins a host if one is wanted; where that cannot be, all take the slow way until it can.
     fn spawn(this: &Arc<Self>, state: &mut State) {
         let Some((agent, offline)) = &state.wanted else {
             return;
@@ -114,18 +117,21 @@ impl Inner {
         let started = this
             .command(*agent, offline)
             .and_then(|mut command| this.reaper.spawn(&mut command));
+        state.turn += 1;
+        let (host, turn) = (Arc::clone(this), state.turn);
         match started {
             Ok((_, pid, exit)) => {
                 state.running = Some(pid);
-                state.turn += 1;
-                let (host, turn) = (Arc::clone(this), state.turn);
                 this.tasks.spawn(async move {
                     if let Ok(exit) = exit.await {
                         host.ended(turn, exit).await;
                     }
                 });
             }
-            Err(error) => warn(&error.to_string()),
+            Err(error) => {
+                warn(&error.to_string());
+                this.tasks.spawn(host.again(turn));
+            }
         }
     }
 
@@ -171,8 +177,19 @@ impl Inner {
             }
         }
         warn(&format!("it ended: {exit:?}"));
+        self.again(turn).await;
+    }
+
+    /// Begins another one after a while, unless one began meanwhile or none is wanted any more.
+    async fn again(self: Arc<Self>, turn: u64) {
+        let pause = {
+            let mut state = self.lock();
+            let pause = state.pause;
+            state.pause = (pause * 2).min(PAUSE_MAX);
+            pause
+        };
         tokio::select! {
-            () = tokio::time::sleep(PAUSE) => {}
+            () = tokio::time::sleep(pause) => {}
             () = self.closing.cancelled() => return,
         }
         let mut state = self.lock();

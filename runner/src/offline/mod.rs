@@ -7,8 +7,9 @@
 //! ended. Whatever fails before the program runs means: the slow way, within OpenCode's domain.
 //!
 //! The host is trusted with nothing: it has the rights of what it runs, which are less than a tool's (no
-//! TCP at all, no signal to OpenCode), and it dies in every sweep with all that it began. It answers
-//! children of OpenCode only, so that a tool's processes stay below OpenCode and in the tool's domain.
+//! TCP at all, no signal to OpenCode), and it dies in every sweep with all that it began. Each program is in
+//! a domain of its own below the host's, so that none can hold up, end or lead the host or another one.
+//! Only OpenCode's children are answered: git and tools' shells, so that what a tool runs stays below it.
 
 mod call;
 mod host;
@@ -33,7 +34,9 @@ pub const COMMAND: &str = "offline";
 pub const SOCKET: &str = "offline.sock";
 /// Exit code of a host that could do what it must not be able to do: it serves nobody.
 const NOT_CONFINED: u8 = 3;
-/// How long each side waits for the other before the program runs.
+/// How long who asks waits for a sign that somebody is there.
+const HELLO_LIMIT: Duration = Duration::from_millis(500);
+/// How long each side waits for the other's next step before the program runs.
 const TALK: Duration = Duration::from_secs(2);
 
 /// What may run, and how.

@@ -2,9 +2,10 @@
 //!
 //! | from | what |
 //! |---|---|
+//! | host | [`HELLO`]: somebody is there. Only now files are lent: what lies in a socket that nobody reads stays open |
 //! | asker | a request: its length (four bytes, little-endian), then strings that end with a zero byte each: the program's name, the number of arguments, those, and the variables. Four open files come with the first bytes: stdin, stdout, stderr and the working directory |
 //! | host | [`READY`]: all of it was read; nothing runs yet |
-//! | asker | [`GO`]; from here on it cannot know whether something ran |
+//! | asker | [`GO`]; from here on only a verdict tells whether something ran |
 //! | asker | numbers of signals, a byte each, for the program |
 //! | host | a [`Verdict`] |
 
@@ -13,14 +14,13 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 use std::ffi::{OsStr, OsString};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut, Read as _, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::ExitStatus;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
-use tokio::net::UnixStream;
 
 /// Longest request, in bytes; longer ones run within OpenCode's domain.
 pub(super) const JOB_MAX: usize = 256 * 1024;
@@ -28,6 +28,7 @@ pub(super) const JOB_MAX: usize = 256 * 1024;
 const WORDS_MAX: usize = 4096;
 const LENGTH: usize = 4;
 const FILES: usize = 4;
+pub(super) const HELLO: u8 = b'H';
 pub(super) const READY: u8 = b'R';
 pub(super) const GO: u8 = b'G';
 
@@ -59,13 +60,16 @@ pub enum Verdict {
     Exited(u8),
     /// By which signal.
     Killed(u8),
-    /// Nothing was run.
+    /// Nothing was run and nothing will be.
     Refused,
 }
 
 pub(super) const VERDICT: usize = 2;
 
 impl Verdict {
+    /// It was killed, or nobody can know how it ended.
+    pub(super) const KILLED: Self = Self::Killed(9);
+
     pub(super) fn bytes(self) -> [u8; VERDICT] {
         match self {
             Self::Exited(code) => [0, code],
@@ -152,36 +156,30 @@ fn push(bytes: &mut Vec<u8>, parts: &[&[u8]]) -> Option<()> {
     Some(())
 }
 
-/// Sends a request with its files, in the order of [`Lent`]. Not cancel safe: half a request is none.
-pub(super) async fn send(
-    stream: &mut UnixStream,
+/// Sends a request with its files, in the order of [`Lent`].
+pub(super) fn send(
+    mut stream: &UnixStream,
     job: &[u8],
     files: [BorrowedFd<'_>; FILES],
 ) -> io::Result<()> {
-    let first = || {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !control.push(SendAncillaryMessage::ScmRights(&files)) {
-            return Err(io::ErrorKind::OutOfMemory.into());
-        }
-        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-        Ok(sendmsg(
-            &*stream,
-            &[IoSlice::new(job)],
-            &mut control,
-            flags,
-        )?)
-    };
-    let sent = stream.async_io(Interest::WRITABLE, first).await?;
-    stream.write_all(job.get(sent..).unwrap_or_default()).await
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::ErrorKind::OutOfMemory.into());
+    }
+    let sent = sendmsg(
+        stream,
+        &[IoSlice::new(job)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )?;
+    stream.write_all(job.get(sent..).unwrap_or_default())
 }
 
-/// Reads a request. Cancel safe: what was read and lent is let go.
-pub(super) async fn receive(stream: &mut UnixStream) -> io::Result<Lent> {
+/// Reads a request, each read as long as the stream's timeout.
+pub(super) fn receive(stream: &UnixStream) -> io::Result<Lent> {
     let mut bytes = vec![0; 16 * 1024];
-    let (count, files) = stream
-        .async_io(Interest::READABLE, || first(stream, &mut bytes))
-        .await?;
+    let (count, files) = first(stream, &mut bytes)?;
     bytes.truncate(count);
     // What comes later brings no files: the kernel lets them go.
     loop {
@@ -190,7 +188,7 @@ pub(super) async fn receive(stream: &mut UnixStream) -> io::Result<Lent> {
             break;
         }
         let missing = u64::try_from(missing).unwrap_or(0);
-        if (&mut *stream).take(missing).read_to_end(&mut bytes).await? == 0 {
+        if stream.take(missing).read_to_end(&mut bytes)? == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
     }
@@ -224,8 +222,8 @@ fn wanted(bytes: &[u8]) -> io::Result<usize> {
 fn first(stream: &UnixStream, piece: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FILES))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let got = recvmsg(stream, &mut [IoSliceMut::new(piece)], &mut control, flags)?;
+    let mut piece = [IoSliceMut::new(piece)];
+    let got = recvmsg(stream, &mut piece, &mut control, RecvFlags::CMSG_CLOEXEC)?;
     let mut files = Vec::new();
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(came) = message {

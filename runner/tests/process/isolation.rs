@@ -194,6 +194,24 @@ fn be_the_agent() {
         "signal runner",
         rustix::process::test_kill_process(runner).is_ok(),
     );
+    let number = runner.as_raw_nonzero().to_string();
+    for (what, command) in [
+        ("limit", &["prlimit", "--core=0:0", "--pid"][..]),
+        ("nice", &["renice", "-n", "1", "-p"]),
+        ("schedule", &["chrt", "--other", "-p", "0"]),
+        ("pin", &["taskset", "-p", "ffffffff"]),
+        ("io class", &["ionice", "-c", "2", "-n", "7", "-p"]),
+    ] {
+        let done = Command::new(command[0])
+            .args(&command[1..])
+            .arg(&number)
+            .output();
+        tell(&format!("{what} runner"), done.unwrap().status.success());
+    }
+    let own = Command::new("sh")
+        .args(["-c", "ulimit -n 64 && nice -n 1 taskset ffffffff true"])
+        .status();
+    tell("own limits", own.is_ok_and(|s| s.success()));
     let address = SocketAddr::from_abstract_name(name).unwrap();
     tell("abstract", UnixStream::connect_addr(&address).is_ok());
     tell(
@@ -303,6 +321,11 @@ fn what_is_refused_and_that_it_is_the_domain_that_refuses() {
         "udp",
         "packet",
         "raw",
+        "limit runner",
+        "nice runner",
+        "schedule runner",
+        "pin runner",
+        "io class runner",
     ]
     .map(str::to_owned)
     .into();
@@ -338,6 +361,11 @@ fn what_is_refused_and_that_it_is_the_domain_that_refuses() {
             "vsock",
             "raw",
             "unshare",
+            "limit runner",
+            "nice runner",
+            "schedule runner",
+            "pin runner",
+            "io class runner",
         ] {
             assert!(!is(found, what), "{what}: {found:#?}");
         }
@@ -350,6 +378,7 @@ fn what_is_refused_and_that_it_is_the_domain_that_refuses() {
             "read",
             "udp",
             "bind any",
+            "own limits",
         ] {
             assert!(is(found, what), "{what}: {found:#?}");
         }

@@ -7,6 +7,8 @@ use crate::isolation::unprivileged;
 use contract::runner::{Phase, Reply, Request};
 use std::fs::{self, Permissions};
 use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Command, Stdio};
@@ -54,7 +56,8 @@ fn says_with(runner: &Runner, script: &str, env: &[(&str, &str)]) -> String {
     runner.launch(&launch);
     let text = || fs::read_to_string(&part).unwrap_or_default();
     eventually("the script's end", || text().ends_with("done\n"));
-    text().strip_suffix("done\n").unwrap().to_owned()
+    let text = text();
+    text.strip_suffix("done\n").unwrap_or(&text).to_owned()
 }
 
 /// The same; the script waits until there is a host.
@@ -172,12 +175,24 @@ fn it_may_do_less_than_a_tool() {
             .status();
         assert!(control.unwrap().success(), "{attempt}");
     }
-    // The host itself is not theirs to lead.
-    let host = "cat /proc/$(cut -d \" \" -f 4 /proc/$PPID/stat)/environ";
-    let script = git(&format!(
-        "( {host} ) >/dev/null 2>&1 && echo through || echo stopped"
-    ));
-    assert_eq!(hosted(&runner, &script), "stopped\n");
+    // The host is not theirs to lead, end or hold up, and each git has a domain of its own.
+    let host = "HOST=$(cut -d \" \" -f 4 /proc/$PPID/stat)";
+    for attempt in [
+        "cat /proc/$HOST/environ",
+        "kill -0 $HOST",
+        "prlimit --core=0:0 --pid $HOST",
+    ] {
+        let script = git(&format!(
+            "( {host}; {attempt} ) >/dev/null 2>&1 && echo through || echo stopped"
+        ));
+        assert_eq!(hosted(&runner, &script), "stopped\n", "{attempt}");
+    }
+    let other = format!(
+        "rm -f one; {} & until [ -s one ]; do sleep 0.02; done; {}",
+        git("echo $$ > one; exec sleep 3600"),
+        git("( kill -0 $(cat one) ) 2>/dev/null && echo through || echo stopped")
+    );
+    assert_eq!(hosted(&runner, &other), "stopped\n");
     // What it is for still works.
     let works = "git init -q r && cd r && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m x && git log --format=%s";
     assert_eq!(hosted(&runner, works), "x\n");
@@ -245,6 +260,49 @@ fn a_host_that_dies_is_begun_again() {
 }
 
 #[test]
+fn a_host_that_does_not_answer_costs_half_a_second_and_nothing_else() {
+    let runner = Runner::start();
+    assert!(hosted(&runner, &git(PARENT)).contains(" offline "));
+    // Nothing of it lies in a queue: whoever waits for the end of its output has that.
+    let ready = "while [ ! -e go ]; do sleep 0.02; done";
+    let part = runner.path("w/said.part");
+    let _ = fs::remove_file(&part);
+    runner.launch(&shell(&format!(
+        "{ready}; echo $(git --version | wc -l) > said.part; exec sleep 3600"
+    )));
+    eventually("a host", || host(&runner).is_some());
+    kill(host(&runner).unwrap(), rustix::process::Signal::STOP);
+    let began = Instant::now();
+    fs::write(runner.path("w/go"), "").unwrap();
+    eventually("the output's end", || {
+        fs::read_to_string(&part).is_ok_and(|text| text == "1\n")
+    });
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+    // A sweep ends it, stopped as it is.
+    let before = host(&runner);
+    runner.reap();
+    eventually("another", || {
+        host(&runner).is_some_and(|pid| Some(pid) != before)
+    });
+}
+
+#[test]
+fn a_signal_ends_it_also_on_the_slow_way() {
+    let runner = Runner::start();
+    let slow = git("exec sleep 3600");
+    // Not OpenCode's own child, so nobody runs it beside.
+    let script = format!(
+        "sh -c \"$(cat <<'X'\nfor wait in 00 01 02 04 06 08 10 15 20 30 40 60; do {slow} & sleep 0.0$wait; kill -TERM $!; wait $!; echo $?; done\nX\n)\" 2>/dev/null"
+    );
+    let said = hosted(&runner, &script);
+    assert_eq!(said, "143\n".repeat(12), "{said}");
+}
+
+#[test]
 fn it_is_no_tool_and_what_it_runs_is() {
     let runner = Runner::start();
     let script = git(": > began; exec sleep 600");
@@ -306,6 +364,40 @@ fn what_is_no_request_is_not_answered_and_harms_nobody() {
     assert_eq!(hosted(&runner, &git("echo works")), "works\n");
 }
 
+#[test]
+fn a_file_that_is_slow_to_close_holds_up_no_other() {
+    let runner = Runner::start();
+    let own = std::env::current_exe().unwrap();
+    let ask = "\"$OWN\" --exact offline::be_an_asker & until [ -e answer9 ]; do sleep 0.02; done";
+    let script = format!(
+        "until {parent} | grep -q ' offline '; do :; done; {ask}; {parent} > after.part; mv after.part after; exec sleep 3600",
+        parent = git(PARENT)
+    );
+    let mut launch = shell(&script);
+    let socket = runner.path("s/offline.sock");
+    for (name, value) in [("OWN", own.as_path()), ("ASK", socket.as_path())] {
+        let value = value.to_str().unwrap().to_owned();
+        launch.env.insert(name.to_owned(), value);
+    }
+    launch.env.insert("NUMBER".to_owned(), "9".to_owned());
+    runner.launch(&launch);
+    eventually("the next git", || runner.path("w/after").exists());
+    let parent = fs::read_to_string(runner.path("w/after")).unwrap();
+    assert!(parent.contains(" offline "), "{parent}");
+}
+
+/// A connected socket whose closing takes a minute, and its other end.
+fn slow_to_close() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (unread, _) = listener.accept().unwrap();
+    let minute = Some(Duration::from_secs(60));
+    rustix::net::sockopt::set_socket_linger(&slow, minute).unwrap();
+    slow.set_nonblocking(true).unwrap();
+    while slow.write(&[0; 65536]).is_ok() {}
+    (slow, unread)
+}
+
 /// Not a test of its own: a child of what stands for OpenCode.
 #[test]
 fn be_an_asker() {
@@ -339,27 +431,40 @@ fn be_an_asker() {
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     };
-    send(&stream, &bytes, count);
-    let limit = Some(Duration::from_secs(1));
+    let file = fs::File::open("/dev/null").unwrap();
+    let limit = Some(Duration::from_secs(5));
     stream.set_read_timeout(limit).unwrap();
     let mut answer = [0; 1];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"H");
+    if number == "9" {
+        let (slow, _unread) = slow_to_close();
+        send(&stream, &u32::MAX.to_le_bytes(), &[slow.as_fd(); 4]);
+        drop(slow);
+        fs::write("answer9", "").unwrap();
+        std::thread::sleep(Duration::from_secs(60));
+        return;
+    }
+    send(&stream, &bytes, &vec![file.as_fd(); count]);
+    if bytes.len() < 5 {
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+    }
     let count = stream.read(&mut answer).unwrap_or(0);
     // Anything but "go" runs nothing.
     let _ = stream.write_all(b"x");
-    assert!(matches!(stream.read(&mut [0; 2]), Ok(0) | Err(_)));
+    let mut verdict = Vec::new();
+    let _ = stream.read_to_end(&mut verdict);
+    assert_eq!(verdict, if count == 1 { &[2, 0][..] } else { &[] });
     let file = format!("answer{number}");
     fs::write(format!("{file}.part"), &answer[..count]).unwrap();
     fs::rename(format!("{file}.part"), file).unwrap();
 }
 
-fn send(stream: &UnixStream, bytes: &[u8], files: usize) {
+fn send(stream: &UnixStream, bytes: &[u8], files: &[BorrowedFd<'_>]) {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    use std::os::fd::AsFd as _;
-    let file = fs::File::open("/dev/null").unwrap();
-    let files = vec![file.as_fd(); files];
     let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+    assert!(control.push(SendAncillaryMessage::ScmRights(files)));
     let sent = sendmsg(
         stream,
         &[std::io::IoSlice::new(bytes)],
