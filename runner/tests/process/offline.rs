@@ -386,18 +386,6 @@ fn a_file_that_is_slow_to_close_holds_up_no_other() {
     assert!(parent.contains(" offline "), "{parent}");
 }
 
-/// A connected socket whose closing takes a minute, and its other end.
-fn slow_to_close() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let (unread, _) = listener.accept().unwrap();
-    let minute = Some(Duration::from_secs(60));
-    rustix::net::sockopt::set_socket_linger(&slow, minute).unwrap();
-    slow.set_nonblocking(true).unwrap();
-    while slow.write(&[0; 65536]).is_ok() {}
-    (slow, unread)
-}
-
 /// Not a test of its own: a child of what stands for OpenCode.
 #[test]
 fn be_an_asker() {
@@ -438,9 +426,17 @@ fn be_an_asker() {
     stream.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"H");
     if number == "9" {
-        let (slow, _unread) = slow_to_close();
-        send(&stream, &u32::MAX.to_le_bytes(), &[slow.as_fd(); 4]);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut slow = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let _unread = listener.accept().unwrap();
+        let minute = Some(Duration::from_secs(60));
+        rustix::net::sockopt::set_socket_linger(&slow, minute).unwrap();
+        slow.set_nonblocking(true).unwrap();
+        while slow.write(&[0; 65536]).is_ok() {}
+        // The host is the last who has it when it reads what it must refuse.
+        send(&stream, &[0xff], &[slow.as_fd(); 4]);
         drop(slow);
+        stream.write_all(&[0xff; 3]).unwrap();
         fs::write("answer9", "").unwrap();
         std::thread::sleep(Duration::from_secs(60));
         return;
