@@ -19,12 +19,12 @@ fn git(script: &str) -> String {
     format!("git -c alias.x='!{script}' x")
 }
 
-/// Who is the parent of the `git` that runs this: a command line.
-const PARENT: &str = "while read name pid; do case $name in PPid:) tr \"\\0\" \" \" < /proc/$pid/cmdline | cut -c-200; esac; done < /proc/$PPID/status";
-
+/// Who is the parent of the `git` that runs this: the second word of its command line, `-c` for a shell.
+const PARENT: &str = "while read name pid; do case $name in PPid:) tr \"\\0\" \"\\n\" < /proc/$pid/cmdline | sed -n 2p; esac; done < /proc/$PPID/status";
+const HOST: &str = "offline\n";
 /// Writes that of the script itself to a file.
 const PARENT_OF_SCRIPT: &str =
-    "tr '\\0' ' ' < /proc/$PPID/cmdline > parent.part; mv parent.part parent";
+    "tr '\\0' '\\n' < /proc/$PPID/cmdline | sed -n 2p > parent.part; mv parent.part parent";
 
 /// Pid of the host, which is a child of the runner and not OpenCode.
 fn host(runner: &Runner) -> Option<i32> {
@@ -62,7 +62,7 @@ fn says_with(runner: &Runner, script: &str, env: &[(&str, &str)]) -> String {
 
 /// The same; the script waits until there is a host.
 fn hosted(runner: &Runner, script: &str) -> String {
-    let wait = format!("until {} | grep -q ' offline '; do :; done", git(PARENT));
+    let wait = format!("until {} | grep -qx offline; do :; done", git(PARENT));
     says(runner, &format!("{wait}\n{script}"))
 }
 
@@ -127,7 +127,7 @@ fn signals_to_end_reach_it() {
     fs::set_permissions(bin.join("git"), Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:/usr/bin:/bin", bin.display());
     // In the foreground: a shell lets what it puts in the background ignore INT and QUIT.
-    let wait = "until grep -q ' offline ' parent; do rm -f parent; git & until [ -e parent ]; do sleep 0.02; done; kill -TERM $!; wait $!; echo $?; done";
+    let wait = "until grep -qx offline parent; do rm -f parent; git & until [ -e parent ]; do sleep 0.02; done; kill -TERM $!; wait $!; echo $?; done";
     let killer = |name| {
         format!(
             "rm parent; (until [ -s parent ]; do sleep 0.02; done; pkill -{name} -P $$ git) & git; echo $?"
@@ -207,8 +207,7 @@ fn only_children_of_opencode_are_answered() {
         &format!("{parent}; sh -c \"$(cat <<'X'\n{parent}; :\nX\n)\""),
     );
     let (own, below) = said.split_once('\n').unwrap();
-    assert!(own.contains(" offline "), "{said}");
-    assert!(below.starts_with("sh -c"), "{said}");
+    assert_eq!((own, below), ("offline", "-c\n"));
 }
 
 #[test]
@@ -252,7 +251,7 @@ fn a_sweep_ends_it_though_opencode_goes_on_asking() {
 #[test]
 fn a_host_that_dies_is_begun_again() {
     let runner = Runner::start();
-    assert!(hosted(&runner, &git(PARENT)).contains(" offline "));
+    assert_eq!(hosted(&runner, &git(PARENT)), HOST);
     let first = host(&runner).unwrap();
     kill(first, rustix::process::Signal::KILL);
     eventually("another", || host(&runner).is_some_and(|pid| pid != first));
@@ -262,7 +261,7 @@ fn a_host_that_dies_is_begun_again() {
 #[test]
 fn a_host_that_does_not_answer_costs_half_a_second_and_nothing_else() {
     let runner = Runner::start();
-    assert!(hosted(&runner, &git(PARENT)).contains(" offline "));
+    assert_eq!(hosted(&runner, &git(PARENT)), HOST);
     // Nothing of it lies in a queue: whoever waits for the end of its output has that.
     let ready = "while [ ! -e go ]; do sleep 0.02; done";
     let part = runner.path("w/said.part");
@@ -307,7 +306,7 @@ fn it_is_no_tool_and_what_it_runs_is() {
     let runner = Runner::start();
     let script = git(": > began; exec sleep 600");
     runner.launch(&shell(&format!(
-        "until {} | grep -q ' offline '; do :; done; {script}",
+        "until {} | grep -qx offline; do :; done; {script}",
         git(PARENT)
     )));
     eventually("the sleep", || runner.path("w/began").exists());
@@ -370,7 +369,7 @@ fn a_file_that_is_slow_to_close_holds_up_no_other() {
     let own = std::env::current_exe().unwrap();
     let ask = "\"$OWN\" --exact offline::be_an_asker & until [ -e answer9 ]; do sleep 0.02; done";
     let script = format!(
-        "until {parent} | grep -q ' offline '; do :; done; {ask}; {parent} > after.part; mv after.part after; exec sleep 3600",
+        "until {parent} | grep -qx offline; do :; done; {ask}; {parent} > after.part; mv after.part after; exec sleep 3600",
         parent = git(PARENT)
     );
     let mut launch = shell(&script);
@@ -383,7 +382,7 @@ fn a_file_that_is_slow_to_close_holds_up_no_other() {
     runner.launch(&launch);
     eventually("the next git", || runner.path("w/after").exists());
     let parent = fs::read_to_string(runner.path("w/after")).unwrap();
-    assert!(parent.contains(" offline "), "{parent}");
+    assert_eq!(parent, HOST);
 }
 
 /// Not a test of its own: a child of what stands for OpenCode.
@@ -493,7 +492,7 @@ fn without_its_domain_it_serves_nobody() {
 fn without_isolation_there_is_none() {
     let runner = Runner::start_with(&[("RUNNER_ISOLATION", "off")]);
     let said = says(&runner, &git(PARENT));
-    assert!(!said.contains(" offline "), "{said}");
+    assert_ne!(said, HOST);
     assert!(matches!(
         runner.state(&Request::Stop { grace_ms: 0 }).phase,
         Phase::Stopped
