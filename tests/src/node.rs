@@ -33,12 +33,13 @@ pub fn find(pod_uid: &str, program: &str) -> Vec<u32> {
         .collect()
 }
 
-/// Every process of the pod with this UID, with the file name of its program.
+/// Every process of the pod with this UID, with the file name of its program. The oldest comes first, not the one with the lowest
+/// number: numbers begin anew once they are used up.
 #[must_use]
 pub fn processes(pod_uid: &str) -> Vec<(u32, String)> {
     // cgroup drivers write the UID with dashes or with underscores.
     let names = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
-    let mut found: Vec<(u32, String)> = fs::read_dir("/proc")
+    let mut found: Vec<(u64, u32, String)> = fs::read_dir("/proc")
         .expect("/proc")
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
         .filter_map(|pid: u32| {
@@ -48,11 +49,24 @@ pub fn processes(pod_uid: &str) -> Vec<(u32, String)> {
             names
                 .iter()
                 .any(|name| group.contains(name.as_str()))
-                .then_some((pid, program))
+                .then_some((start(pid)?, pid, program))
         })
         .collect();
     found.sort_unstable();
-    found
+    let named = |(_, pid, program)| (pid, program);
+    found.into_iter().map(named).collect()
+}
+
+/// When a process began, in clock ticks since boot; `None` once it ended.
+fn start(pid: u32) -> Option<u64> {
+    stat(pid, 19)?.parse().ok()
+}
+
+/// A field of `/proc/PID/stat`, counted behind the name.
+fn stat(pid: u32, field: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, behind_name) = stat.rsplit_once(')')?;
+    behind_name.split_whitespace().nth(field).map(str::to_owned)
 }
 
 /// Whether environment, arguments or memory of a process hold one of these texts, and how many bytes were read; `None` if it ended
@@ -75,10 +89,7 @@ fn image(pid: u32) -> Option<(PathBuf, String)> {
     /// Place of the stack's start in `/proc/PID/stat`, counted behind the name: it differs from program to program.
     const STACK: usize = 25;
     let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, behind_name) = stat.rsplit_once(')')?;
-    let stack = behind_name.split_whitespace().nth(STACK)?;
-    Some((program, stack.to_owned()))
+    Some((program, stat(pid, STACK)?))
 }
 
 /// One look at all of a process; `None` if it had ended at its begin.
