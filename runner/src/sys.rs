@@ -57,7 +57,7 @@ pub(crate) fn detach(command: &mut Command) {
 }
 
 /// Signals to end, held back from this process until this is dropped: they come by [`HeldSignals::next`]
-/// instead. One that is ignored stays so. For a process of one thread.
+/// instead. Those that would not end it, because they are ignored or blocked, stay so. For a process of one thread.
 #[derive(Debug)]
 pub(crate) struct HeldSignals {
     file: std::fs::File,
@@ -70,27 +70,30 @@ impl HeldSignals {
     /// # Errors
     /// Too many open files.
     pub(crate) fn hold() -> io::Result<Self> {
-        let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        let mut before = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
-        // SAFETY: sigemptyset initialises `set`, sigaddset and signalfd only use it afterwards, and
-        // pthread_sigmask initialises `before` when it succeeds, which is checked before that is used. A
-        // descriptor that signalfd returns is new and belongs to nobody else.
+        // SAFETY: all zeros are valid values of both types. The calls read and write what they are given,
+        // which lives until they are over, and keep nothing. A descriptor that signalfd returns is new and
+        // belongs to nobody else.
         #[expect(unsafe_code, reason = "rustix knows neither call; proof above")]
         unsafe {
-            libc::sigemptyset(set.as_mut_ptr());
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            let mut before: libc::sigset_t = std::mem::zeroed();
+            libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), &raw mut before);
+            libc::sigemptyset(&raw mut set);
             for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
-                libc::sigaddset(set.as_mut_ptr(), signal);
+                let mut action: libc::sigaction = std::mem::zeroed();
+                libc::sigaction(signal, std::ptr::null(), &raw mut action);
+                let ends = action.sa_sigaction == libc::SIG_DFL;
+                if ends && libc::sigismember(&raw const before, signal) == 0 {
+                    libc::sigaddset(&raw mut set, signal);
+                }
             }
-            let fd = libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
             let file = std::fs::File::from(OwnedFd::from_raw_fd(fd));
-            match libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), before.as_mut_ptr()) {
-                0 => Ok(Self {
-                    file,
-                    before: before.assume_init(),
-                }),
+            match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+                0 => Ok(Self { file, before }),
                 error => Err(io::Error::from_raw_os_error(error)),
             }
         }
@@ -157,24 +160,36 @@ pub(crate) fn kill_namespace() {
     }
 }
 
-/// Lets no open files come over the connections of a listening Unix socket (from Linux 6.16): whoever gets
+/// Lets no open files come over a Unix socket, and over those accepted from it (from Linux 6.16): whoever gets
 /// one must close it, and closing may wait, as for a TCP socket that lingers. Older kernels know no way.
 ///
 /// # Errors
 /// Another than that the kernel does not know the option.
 pub(crate) fn refuse_files(socket: impl AsFd) -> io::Result<()> {
+    pass_files(socket.as_fd(), false)
+}
+
+/// Takes that back, for one connection.
+///
+/// # Errors
+/// As [`refuse_files`].
+pub(crate) fn take_files(socket: impl AsFd) -> io::Result<()> {
+    pass_files(socket.as_fd(), true)
+}
+
+fn pass_files(socket: BorrowedFd<'_>, pass: bool) -> io::Result<()> {
     /// `asm-generic/socket.h`; libc has no name for it yet.
     const SO_PASSRIGHTS: libc::c_int = 83;
-    let off: libc::c_int = 0;
-    let size = libc::socklen_t::try_from(size_of_val(&off)).unwrap_or(0);
-    // SAFETY: the kernel reads `size` bytes of `off`, which lives until the call is over, and keeps nothing.
+    let pass = libc::c_int::from(pass);
+    let size = libc::socklen_t::try_from(size_of_val(&pass)).unwrap_or(0);
+    // SAFETY: the kernel reads `size` bytes of `pass`, which lives until the call is over, and keeps nothing.
     #[expect(unsafe_code, reason = "rustix does not know the option; proof above")]
     let done = unsafe {
         libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
+            socket.as_raw_fd(),
             libc::SOL_SOCKET,
             SO_PASSRIGHTS,
-            (&raw const off).cast(),
+            (&raw const pass).cast(),
             size,
         )
     };
@@ -185,6 +200,31 @@ pub(crate) fn refuse_files(socket: impl AsFd) -> io::Result<()> {
             error => Err(error),
         },
     }
+}
+
+/// Who connected; `None`: a process that has no number here, being of another pid namespace.
+pub(crate) fn peer_pid(socket: impl AsFd) -> Option<i32> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = libc::socklen_t::try_from(size_of_val(&peer)).unwrap_or(0);
+    // SAFETY: the kernel writes at most `size` bytes to `peer`, a plain structure of three integers.
+    #[expect(
+        unsafe_code,
+        reason = "rustix takes the number 0 for impossible; proof above"
+    )]
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut size,
+        )
+    };
+    (done == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
 /// Landlock ABI of the kernel; 0 where it is absent, switched off or forbidden by seccomp.

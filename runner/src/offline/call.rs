@@ -113,11 +113,13 @@ fn expect(
 fn follow(mut stream: &UnixStream, signals: &mut HeldSignals) -> Option<Verdict> {
     let mut verdict = [0; VERDICT];
     let mut count = 0;
+    let mut passed_on = None;
     while count < VERDICT {
         let Ok((told, came)) = wait(stream, signals, None) else {
             return Some(Verdict::KILLED);
         };
         if told && let Ok(Some(number)) = signals.next() {
+            passed_on = Some(number);
             // The program may have ended; its verdict is still to be read.
             let _ = stream.write_all(&[number]);
         }
@@ -130,7 +132,7 @@ fn follow(mut stream: &UnixStream, signals: &mut HeldSignals) -> Option<Verdict>
         }
     }
     match Verdict::read(verdict) {
-        Some(Verdict::Refused) => None,
+        Some(Verdict::Refused) => passed_on.map(Verdict::Killed),
         Some(verdict) => Some(verdict),
         None => Some(Verdict::KILLED),
     }

@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -42,6 +43,8 @@ struct State {
     /// Which host `running` is; counts each beginning and each end.
     turn: u64,
     pause: Duration,
+    /// When the last one began.
+    began: Option<Instant>,
 }
 
 impl Host {
@@ -122,6 +125,7 @@ impl Inner {
         match started {
             Ok((_, pid, exit)) => {
                 state.running = Some(pid);
+                state.began = Some(Instant::now());
                 this.tasks.spawn(async move {
                     if let Ok(exit) = exit.await {
                         host.ended(turn, exit).await;
@@ -143,6 +147,8 @@ impl Inner {
         }
         let listener = UnixListener::bind(&self.socket)?;
         fs::set_permissions(&self.socket, Permissions::from_mode(0o600))?;
+        // Of whoever is no child of OpenCode.
+        sys::refuse_files(&listener)?;
         let spec = Spec {
             agent: agent.as_raw_nonzero().get(),
             programs: offline.programs.clone(),
@@ -184,6 +190,10 @@ impl Inner {
     async fn again(self: Arc<Self>, turn: u64) {
         let pause = {
             let mut state = self.lock();
+            // One that lived long says nothing about the next one.
+            if state.began.is_some_and(|began| began.elapsed() > PAUSE_MAX) {
+                state.pause = PAUSE;
+            }
             let pause = state.pause;
             state.pause = (pause * 2).min(PAUSE_MAX);
             pause

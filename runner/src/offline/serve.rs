@@ -1,7 +1,7 @@
 //! The host's own process.
 //!
-//! One thread accepts; each asker has another one, which alone touches what it lends: closing a lent file
-//! may take as long as whoever lent it likes.
+//! A fixed number of threads, each of which accepts, serves and closes: closing what somebody lent may take as
+//! long as that one likes, and making a thread may fail when a tool has used up the container's processes.
 
 use super::wire::{self, GO, HELLO, Lent, READY, Verdict};
 use super::{NOT_CONFINED, Spec, TALK};
@@ -15,16 +15,13 @@ use rustix::process::{
     set_dumpable_behavior,
 };
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
-/// Askers at once; who finds no place takes the slow way.
-const AT_ONCE: usize = 32;
+/// Askers at once. Others wait, as long as they like, and take the slow way.
+const AT_ONCE: usize = 16;
 /// After an accept that failed, as for want of files: not in a circle.
 const PAUSE: Duration = Duration::from_millis(100);
 const STACK: usize = 256 * 1024;
@@ -56,49 +53,44 @@ pub fn serve(spec: &str) -> ExitCode {
 fn run(spec: Spec) -> io::Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     let domain = Plan::apart().map_err(io::Error::other)?;
-    let listener = StdListener::from(io::stdin().as_fd().try_clone_to_owned()?);
-    listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    runtime.block_on(accept(listener, Arc::new(Host { spec, domain })))
+    let host = Host { spec, domain };
+    let listener = UnixListener::from(io::stdin().as_fd().try_clone_to_owned()?);
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE {
+            let thread = std::thread::Builder::new().stack_size(STACK);
+            thread.spawn_scoped(scope, || host.work(&listener))?;
+        }
+        Ok(())
+    })
 }
 
-async fn accept(listener: StdListener, host: Arc<Host>) -> io::Result<()> {
-    let listener = UnixListener::from_std(listener)?;
-    let places = Arc::new(Semaphore::new(AT_ONCE));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(PAUSE).await;
-            continue;
-        };
-        // Whoever is dropped sees that nothing will come.
-        let place = Arc::clone(&places).try_acquire_owned();
-        if let (true, Ok(place)) = (is_child(&stream, host.spec.agent), place)
-            && let Ok(stream) = stream.into_std()
-        {
-            let host = Arc::clone(&host);
-            let asker = std::thread::Builder::new().stack_size(STACK);
-            drop(asker.spawn(move || {
+impl Host {
+    fn work(&self, listener: &UnixListener) {
+        loop {
+            match listener.accept() {
                 // One that is gone, or says what is none of this, is not answered.
-                let _ = converse(&stream, &host);
-                drop(place);
-            }));
+                Ok((stream, _)) if is_child(&stream, self.spec.agent) => {
+                    let _ = converse(&stream, self);
+                }
+                // It sees that nothing will come.
+                Ok(_) => {}
+                Err(_) => std::thread::sleep(PAUSE),
+            }
         }
     }
 }
 
 /// Whether OpenCode itself started who asks.
 fn is_child(stream: &UnixStream, agent: i32) -> bool {
-    let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
-    pid.and_then(Process::read)
+    sys::peer_pid(stream)
+        .and_then(Process::read)
         .is_some_and(|process| process.parent == agent)
 }
 
-fn converse(mut stream: &StdStream, host: &Host) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
+fn converse(mut stream: &UnixStream, host: &Host) -> io::Result<()> {
     stream.set_read_timeout(Some(TALK))?;
     stream.set_write_timeout(Some(TALK))?;
+    sys::take_files(stream)?;
     stream.write_all(&[HELLO])?;
     let lent = wire::receive(stream)?;
     stream.write_all(&[READY])?;
@@ -139,10 +131,13 @@ fn spawn(host: &Host, lent: Lent) -> io::Result<Child> {
 }
 
 /// Waits for the program's end; passes on what its asker is told, and ends it with its asker.
-fn follow(mut child: Child, stream: &StdStream) -> Verdict {
+fn follow(mut child: Child, stream: &UnixStream) -> Verdict {
     // Until it is waited for, the number is its own.
     let pid = Pid::from_child(&child);
-    if await_end(pid, stream).is_err() {
+    // For want of files it is only waited for.
+    if let Ok(end) = pidfd_open(pid, PidfdFlags::empty())
+        && await_end(pid, &end, stream).is_err()
+    {
         let _ = kill_process_group(pid, Signal::KILL);
     }
     match child.wait() {
@@ -151,14 +146,13 @@ fn follow(mut child: Child, stream: &StdStream) -> Verdict {
     }
 }
 
-/// Returns when it ended; an error: its asker is gone, or it cannot be known.
-fn await_end(pid: Pid, mut stream: &StdStream) -> io::Result<()> {
-    let end = pidfd_open(pid, PidfdFlags::empty())?;
+/// Returns when it ended; an error: its asker is gone.
+fn await_end(pid: Pid, end: &OwnedFd, mut stream: &UnixStream) -> io::Result<()> {
     let mut told = [0; 16];
     loop {
         let (ended, asked) = {
             let mut files = [
-                PollFd::new(&end, PollFlags::IN),
+                PollFd::new(end, PollFlags::IN),
                 PollFd::new(stream, PollFlags::IN),
             ];
             match poll(&mut files, None) {

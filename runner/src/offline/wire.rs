@@ -127,9 +127,12 @@ impl Job {
         let mut strings = bytes.strip_suffix(b"\0")?.split(|byte| *byte == 0);
         let name = String::from_utf8(strings.next()?.to_vec()).ok()?;
         let count: usize = std::str::from_utf8(strings.next()?).ok()?.parse().ok()?;
+        if count > WORDS_MAX || strings.clone().count() > count.saturating_add(WORDS_MAX) {
+            return None;
+        }
         let own = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
         let args: Vec<OsString> = strings.by_ref().take(count).map(own).collect();
-        if args.len() != count || count > WORDS_MAX {
+        if args.len() != count {
             return None;
         }
         let env = strings.map(|string| {
@@ -279,6 +282,14 @@ mod tests {
             ..job()
         };
         assert_eq!(many.bytes(), None);
+        for (args, variables) in [(WORDS_MAX + 1, 0), (0, WORDS_MAX + 1)] {
+            let text = format!(
+                "git\0{args}\0{}{}",
+                "\0".repeat(args),
+                "a=\0".repeat(variables)
+            );
+            assert_eq!(Job::read(text.as_bytes()), None);
+        }
     }
 
     #[test]

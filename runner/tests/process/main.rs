@@ -11,6 +11,7 @@ mod isolation;
 mod lifecycle;
 #[cfg(test)]
 mod limits;
+#[cfg(test)]
 mod offline;
 #[cfg(test)]
 mod reaping;

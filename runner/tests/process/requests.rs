@@ -304,7 +304,7 @@ fn a_file_that_is_slow_to_close_holds_up_nobody() {
     );
 }
 
-fn kernel() -> (u32, u32) {
+pub(crate) fn kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_str().unwrap();
     let mut numbers = release.split('.').map(|number| number.parse().unwrap_or(0));
