@@ -41,6 +41,16 @@ is "another checkout's files are not taken for its own" b "$(in_checkout "$dir/b
 [ "$(age src/differs)" != "$differs" ] || { printf 'error: what changed is not younger: cargo would not build it\n' >&2; exit 1; }
 is "modes go along" 755 "$(stat -c %a "$dir/cache/source/src/same")"
 is "what was deleted is gone" "" "$(find "$dir/cache/source" -name gone)"
+# Files in a new folder among others that change: whichever comes first, by their sums.
+for name in 1 2 3 4 5 6 7 8; do
+  printf 'old\n' >"$dir/b/top-$name"
+done
+in_checkout "$dir/b" true
+for name in 1 2 3 4 5 6 7 8; do
+  mkdir -p "$dir/b/new-$name/below"
+  printf '%s\n' "$name" | tee "$dir/b/top-$name" >"$dir/b/new-$name/below/file"
+done
+is "new folders come among changed files" "$(cat "$dir/b"/top-*)" "$(in_checkout "$dir/b" 'in_sources cat top-1 new-2/below/file top-3 new-4/below/file top-5 top-6 top-7 top-8')"
 # While one checkout has the sources another one waits, and says for whom.
 # shellcheck disable=SC2016
 in_checkout "$dir/a" '

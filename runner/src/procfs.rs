@@ -1,5 +1,6 @@
 //! Which processes there are and who descends from whom, from `/proc`.
 
+use rustix::io::Errno;
 use rustix::param::clock_ticks_per_second;
 use rustix::time::{ClockId, clock_gettime};
 use std::collections::HashMap;
@@ -43,7 +44,20 @@ impl Process {
     /// The process `pid` now, if it lives.
     #[must_use]
     pub fn read(pid: i32) -> Option<Self> {
-        parse(&fs::read(format!("/proc/{pid}/stat")).ok()?)
+        Self::look(pid).ok()?
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// It cannot be known now, for want of files or memory.
+    fn look(pid: i32) -> io::Result<Option<Self>> {
+        match fs::read(format!("/proc/{pid}/stat")) {
+            Ok(stat) => Ok(parse(&stat)),
+            Err(error) if is_want(&error) => Err(error),
+            // It is gone.
+            Err(_) => Ok(None),
+        }
     }
 }
 
@@ -54,6 +68,13 @@ pub struct Keep {
     pub pid: i32,
     /// Children of it that began later than this (ticks since boot) are spared with all below them.
     pub since: u64,
+}
+
+/// Whether something failed for want of files or memory: it may work a little later.
+#[must_use]
+pub fn is_want(error: &io::Error) -> bool {
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOMEM))
 }
 
 /// Now, in the unit of [`Process::start`].
@@ -87,13 +108,13 @@ impl Snapshot {
     /// Reads `/proc`.
     ///
     /// # Errors
-    /// `/proc` is not there or cannot be listed.
+    /// `/proc` is not there or cannot be listed, or files or memory ran out, see [`is_want`].
     pub fn take() -> io::Result<Self> {
         let mut processes = HashMap::new();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();
             if let Some(pid) = name.to_str().and_then(|n| n.parse().ok())
-                && let Some(process) = Process::read(pid)
+                && let Some(process) = Process::look(pid)?
             {
                 processes.insert(pid, process);
             }

@@ -44,10 +44,20 @@ pub async fn sweep(reaper: &Reaper, keep: Option<Pid>) -> u32 {
     let deadline = Instant::now() + LIMIT;
     let mut killed = HashSet::new();
     let mut pause = Duration::from_millis(1);
+    let mut told = false;
     loop {
         reaper.collect();
         let found = match freeze(own, keep).await {
             Ok(found) => found,
+            Err(error) if procfs::is_want(&error) && Instant::now() <= deadline => {
+                if !told {
+                    let error = error.to_string();
+                    log::warn("a sweep waits for files", &[("error", error.into())]);
+                }
+                told = true;
+                sleep(PAUSE_MAX).await;
+                continue;
+            }
             Err(error) => {
                 log::error("cannot read /proc", &[("error", error.to_string().into())]);
                 if keep.is_none() {

@@ -34,11 +34,14 @@ leave_sources() { exec 6>&- && unset OPENCODE_OPERATOR_SOURCES_OF; }
 
 # Makes the copy equal to the checkout, without a touch on files that are.
 copy_sources() {
-  local ours theirs
+  local ours theirs changed
   ours=$(files_of "$ROOT") && theirs=$(files_of "$SOURCE") || return 1
   (cd "$SOURCE" && LC_ALL=C comm -13 <(names_of "$ours") <(names_of "$theirs") | tr '\n' '\0' | xargs -0 -r rm) || return 1
   find "$SOURCE" -mindepth 1 -type d -empty -delete || return 1
-  (cd "$ROOT" && LC_ALL=C comm -23 <(printf '%s\n' "$ours") <(printf '%s\n' "$theirs") | cut -f3 | tr '\n' '\0' |
+  changed=$(LC_ALL=C comm -23 <(printf '%s\n' "$ours") <(printf '%s\n' "$theirs") | cut -f3)
+  # First: once cp 9.1 has made a folder it takes the next file for new too, and fails where that is there.
+  (cd "$SOURCE" && sed -n 's|/[^/]*$||p' <<<"$changed" | tr '\n' '\0' | xargs -0 -r mkdir -p) || return 1
+  (cd "$ROOT" && sed '/^$/d' <<<"$changed" | tr '\n' '\0' |
     xargs -0 -r cp --parents --preserve=mode --target-directory="$SOURCE")
 }
 # Mode, sum and name of every file that git knows or would take; of every file where there is no git.

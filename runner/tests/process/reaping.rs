@@ -4,8 +4,9 @@ use crate::harness::{
     Runner, eventually, is_alive, kill, marker, processes, program, shell, sleepers, tool,
     tool_answer,
 };
-use contract::runner::Failure;
+use contract::runner::{Failure, Reply, Request};
 use rustix::process::Signal;
+use std::io::{Read as _, Write as _};
 use std::process::Command;
 
 #[test]
@@ -35,6 +36,40 @@ fn orphans_that_end_by_themselves_are_collected() {
     eventually("no zombies", || runner.zombies() == 0);
     assert!(is_alive(pid));
     assert_eq!(runner.reap(), 0);
+}
+
+#[test]
+fn a_sweep_that_lacks_files_goes_on_once_it_has_them() {
+    let runner = Runner::start();
+    let marker = marker();
+    runner.launch(&shell(&format!("setsid sleep {marker} & exec sleep 3600")));
+    eventually("the tool", || sleepers(&marker) == 1);
+    let pid = runner.child.id().to_string();
+    let limit = |files: &str| {
+        let limit = format!("--nofile={files}:");
+        let done = Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status();
+        assert!(done.unwrap().success());
+    };
+    let mut stream = runner.connect();
+    // Accepted, as an answer to what came before shows.
+    stream.write_all(b"{\"op\":").unwrap();
+    runner.ask(&Request::Probe);
+    limit("3");
+    stream.write_all(b"\"reap\"}\n").unwrap();
+    eventually("the sweep", || {
+        runner.log().contains("a sweep waits for files")
+    });
+    assert_eq!(sleepers(&marker), 1);
+    limit("1024");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(
+        serde_json::from_str::<Reply>(&answer).unwrap(),
+        Reply::Reaped { killed: 1 }
+    );
+    assert_eq!(sleepers(&marker), 0);
 }
 
 #[test]
