@@ -11,7 +11,7 @@ use serde_json::json;
 use std::{
     fmt::Write as _,
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 use tests::{
@@ -30,6 +30,7 @@ fn main() {
         starts(&ns, &mut report).await;
         turns(&ns, &mut report).await;
         recovery::sidecar_killed(&ns, &mut report).await;
+        recovery::recycled(&ns, &mut report).await;
         println_report(&report);
     });
 }
@@ -206,16 +207,19 @@ async fn turns(ns: &Namespace, report: &mut String) {
 /// PSS of our processes, read on this machine: it is the node of the built-in cluster. Beside it what no other process of the
 /// same program shares: the rest are pages of the program's file.
 async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut String) {
-    for (name, binary, host) in [
-        ("sidecar", "/sidecar", session.name.as_str()),
-        (
-            "runner",
-            "/opt/opencode-operator/runner/runner",
-            session.name.as_str(),
-        ),
-        ("operator", "/operator", ""),
+    let pod = session.name.as_str();
+    let runner = "/opt/opencode-operator/runner/runner";
+    let in_pod = |words: &str| find(|path| runs(path, words) && is_in(path, pod));
+    let pid_1 = in_pod(runner);
+    // It has no environment of its own.
+    let host = find(|path| runs(path, &format!("{runner}\0offline")) && parent(path) == pid_1);
+    for (name, process) in [
+        ("sidecar", in_pod("/sidecar")),
+        ("runner", pid_1),
+        ("process that runs git", host),
+        ("operator", find(|path| runs(path, "/operator"))),
     ] {
-        let Some((pss, own)) = pss(binary, host) else {
+        let Some((pss, own)) = process.and_then(|process| pss(&process)) else {
             let line = format!("| PSS of the {name}, {when} | not to be seen from here | – | 0 |");
             writeln!(report, "{line}").expect("a String");
             continue;
@@ -232,22 +236,34 @@ async fn memory(ns: &Namespace, session: &Session, when: &str, report: &mut Stri
     assert!(said.ok, "{}", said.err);
 }
 
-/// PSS of the process that runs this program under this host name, and its anonymous part, in MB.
-fn pss(binary: &str, host: &str) -> Option<(f64, f64)> {
-    let words = |path: &Path| fs::read(path).unwrap_or_default();
-    let is_it = |path: &Path| {
-        let cmdline = words(&path.join("cmdline"));
-        let wanted = format!("HOSTNAME={host}");
-        cmdline.split(|b| *b == 0).next() == Some(binary.as_bytes())
-            && (host.is_empty()
-                || words(&path.join("environ"))
-                    .split(|b| *b == 0)
-                    .any(|variable| variable == wanted.as_bytes()))
-    };
+/// The first process, as its folder in `/proc`.
+fn find(is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let processes = fs::read_dir("/proc").ok()?.flatten();
-    let process = processes
-        .map(|entry| entry.path())
-        .find(|path| is_it(path))?;
+    processes.map(|entry| entry.path()).find(|path| is_it(path))
+}
+
+/// Whether its command line begins with these words, each ended by a zero byte.
+fn runs(process: &Path, words: &str) -> bool {
+    let cmdline = fs::read(process.join("cmdline")).unwrap_or_default();
+    cmdline.starts_with(format!("{words}\0").as_bytes())
+}
+
+fn is_in(process: &Path, pod: &str) -> bool {
+    let environ = fs::read(process.join("environ")).unwrap_or_default();
+    let wanted = format!("HOSTNAME={pod}");
+    environ
+        .split(|b| *b == 0)
+        .any(|variable| variable == wanted.as_bytes())
+}
+
+fn parent(process: &Path) -> Option<PathBuf> {
+    let status = fs::read_to_string(process.join("status")).ok()?;
+    let pid = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    Some(Path::new("/proc").join(pid.trim()))
+}
+
+/// PSS of a process, and its anonymous part, in MB.
+fn pss(process: &Path) -> Option<(f64, f64)> {
     let rollup = fs::read_to_string(process.join("smaps_rollup")).ok()?;
     let megabytes = |field: &str| {
         let value = rollup.lines().find_map(|line| line.strip_prefix(field))?;
