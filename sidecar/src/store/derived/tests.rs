@@ -113,6 +113,16 @@ fn read(dir: &Path) -> [String; 2] {
     NAMES.map(|name| std::fs::read_to_string(dir.join("hare").join(name)).unwrap())
 }
 
+/// A busy machine takes its time.
+fn without_durations(text: &str) -> String {
+    let digit = |c: char| c.is_ascii_digit();
+    let mut parts = text.split(" after ");
+    let first = parts.next().unwrap().to_owned();
+    parts.fold(first, |all, part| {
+        all + " after …" + part.trim_start_matches(digit)
+    })
+}
+
 /// A start and an end: the files are as the journal says.
 fn restart(dir: &Path) -> [String; 2] {
     drop(Store::open(dir).unwrap());
@@ -151,12 +161,13 @@ async fn deleting_or_garbling_the_files_loses_nothing() {
         "turn 1: `alice` allowed `bash`",
         ": `go on`\n",
         "`bash` of `ls` needs no consent in this session",
-        "turn 1 was completed after 0 s, 1 file changed",
-        "turn 2 was cancelled after 0 s",
-        "turn 3 failed after 0 s (agent_died): `it ended`",
+        "turn 1 was completed after … s, 1 file changed",
+        "turn 2 was cancelled after … s",
+        "turn 3 failed after … s (agent_died): `it ended`",
         "took turn 4 up again",
     ] {
-        assert!(decisions.contains(part), "{part:?} is not in:\n{decisions}");
+        let said = without_durations(&decisions);
+        assert!(said.contains(part), "{part:?} is not in:\n{said}");
     }
     // The agent's text is worth no line: how much of it `state.json` counts is settled by the next start.
     let expected = restart(dir.path());
