@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,10 +48,10 @@ struct State {
 }
 
 impl Host {
-    /// None yet. Its socket will be in `folder`.
+    /// None yet. Its socket will lie beside `socket`, the runner's own.
     #[must_use]
     pub fn new(
-        socket: &std::path::Path,
+        socket: &Path,
         reaper: &Arc<Reaper>,
         tasks: &TaskTracker,
         closing: &CancellationToken,
