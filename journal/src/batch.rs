@@ -30,6 +30,11 @@ impl Batch {
         self.last
     }
 
+    /// Bytes that its events have on disk.
+    pub fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Number and payload of each event.
     pub fn iter(&self) -> Events<'_> {
         Events {

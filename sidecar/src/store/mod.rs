@@ -7,6 +7,7 @@ pub(crate) mod reader;
 pub(crate) mod record;
 mod recover;
 pub(crate) mod session;
+mod tail;
 #[cfg(test)]
 mod tests;
 

@@ -1,9 +1,12 @@
 //! A cursor that pulls from the journal: replay and live are one path.
 
-use super::{record::event_json, session::Session};
-use bytes::Bytes;
+use super::{
+    record::event_json,
+    session::Session,
+    tail::{Found, Piece, Run, Tail},
+};
 use contract::{
-    Cursor, Event,
+    Cursor,
     event::{Gap, GapReason},
 };
 use journal::ReadError;
@@ -11,17 +14,15 @@ use std::sync::Arc;
 
 /// Most bytes read from the journal at once.
 const BATCH_BYTES: usize = 256 * 1024;
-
-/// Events as a stream sends them.
-pub(crate) struct Piece {
-    pub bytes: Bytes,
-    /// The last one ends the turn that the reader came for.
-    pub ends: bool,
-}
+/// The same for what readers near the end share.
+const SHARED_BYTES: usize = 64 * 1024;
+/// How many events before the last one "near the end" is.
+const NEAR: u64 = 1024;
 
 /// A position in a session, ready to be read on from.
 pub(crate) struct Reader {
     session: Arc<Session>,
+    tail: Arc<Tail>,
     /// Number of the last event that the reader has.
     after: u64,
 }
@@ -84,7 +85,18 @@ impl Reader {
             ),
             None => (0, None),
         };
-        Ok((Self { session, after }, gap))
+        let tail = session.tail();
+        let reader = Self {
+            session,
+            tail,
+            after,
+        };
+        Ok((reader, gap))
+    }
+
+    #[cfg(test)]
+    pub(super) fn session(&self) -> &Session {
+        &self.session
     }
 
     pub(crate) fn after(&self) -> u64 {
@@ -105,27 +117,25 @@ impl Reader {
         &mut self,
         until: Option<u32>,
     ) -> Result<Option<Piece>, ReaderError> {
-        let Some(batch) = self.batch(BATCH_BYTES).await? else {
+        let next = self.after + 1;
+        let last = self.session.log().position().last;
+        if last < next {
             return Ok(None);
-        };
-        let epoch = self.session.epoch();
-        let mut piece = Piece {
-            bytes: Bytes::new(),
-            ends: false,
-        };
-        let mut out = Vec::with_capacity(BATCH_BYTES / 4);
-        for (n, payload) in batch.iter() {
-            out.extend_from_slice(b"id: ");
-            out.extend_from_slice(Cursor { epoch, n }.to_string().as_bytes());
-            out.push(b'\n');
-            out.extend_from_slice(payload);
-            self.after = n;
-            if until.is_some_and(|until| ended_turn(payload).is_some_and(|turn| turn >= until)) {
-                piece.ends = true;
-                break;
-            }
         }
-        piece.bytes = Bytes::from(out);
+        let run = if last - self.after > NEAR {
+            self.run(BATCH_BYTES).await?
+        } else {
+            match self.tail.find(next).await {
+                Found::Here(run) => Some(run),
+                Found::Missing(reading) => {
+                    let run = self.run(SHARED_BYTES).await?;
+                    run.inspect(|run| reading.share(run))
+                }
+            }
+        };
+        let Some(run) = run else { return Ok(None) };
+        let piece = run.piece(self.after, until);
+        self.after = piece.last;
         Ok(Some(piece))
     }
 
@@ -147,6 +157,15 @@ impl Reader {
         Ok(page)
     }
 
+    /// What comes next, in its sent form.
+    async fn run(&self, max_bytes: usize) -> Result<Option<Arc<Run>>, ReaderError> {
+        let epoch = self.session.epoch();
+        let batch = self.batch(max_bytes).await?;
+        Ok(batch
+            .and_then(|batch| Run::new(epoch, &batch))
+            .map(Arc::new))
+    }
+
     async fn batch(&self, max_bytes: usize) -> Result<Option<journal::Batch>, ReaderError> {
         let log = Arc::clone(self.session.log());
         let after = self.after;
@@ -156,20 +175,4 @@ impl Reader {
         let batch = tokio::task::spawn_blocking(move || log.read(after, max_bytes)).await??;
         Ok(Some(batch).filter(|batch| !batch.is_empty()))
     }
-}
-
-/// The turn that a stored event ends, if it ends one.
-fn ended_turn(payload: &[u8]) -> Option<u32> {
-    let may = [
-        &b"event: complete\n"[..],
-        b"event: error\n",
-        b"event: status\n",
-    ]
-    .iter()
-    .any(|prefix| payload.starts_with(prefix));
-    if !may {
-        return None;
-    }
-    let event: Event = serde_json::from_slice(event_json(payload)?).ok()?;
-    event.body.ends_turn().then_some(event.turn)
 }

@@ -6,6 +6,7 @@ pub(crate) use asks::{Asks, Settle, settled};
 
 use super::derived::Bell;
 use super::record::{Created, Idempotency, Note, Record, TurnNote};
+use super::tail::Tail;
 use crate::{activity::Doing, proxy::Target};
 use contract::{
     Cursor, Epoch, Event, EventBody, SessionId, Usage,
@@ -19,7 +20,7 @@ use std::{
     borrow::Cow,
     collections::HashMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -36,6 +37,8 @@ pub(crate) struct Session {
     view: watch::Sender<View>,
     state: Mutex<State>,
     bell: Bell,
+    /// There as long as somebody reads.
+    tail: Mutex<Weak<Tail>>,
     /// Ticket of the last entry that people read of and were not told yet; 0: none.
     untold: AtomicU64,
 }
@@ -111,6 +114,7 @@ impl Session {
             view,
             state: Mutex::new(state),
             bell,
+            tail: Mutex::default(),
             untold: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&session);
@@ -141,6 +145,16 @@ impl Session {
 
     pub(crate) fn view(&self) -> watch::Receiver<View> {
         self.view.subscribe()
+    }
+
+    /// What readers of this session share.
+    pub(super) fn tail(&self) -> Arc<Tail> {
+        let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
+        tail.upgrade().unwrap_or_else(|| {
+            let new = Arc::default();
+            *tail = Arc::downgrade(&new);
+            new
+        })
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {

@@ -1,5 +1,7 @@
 //! The store on a disk that fails, fills up and hangs.
 
+mod readers;
+
 use super::{
     BeginError, NewTurn, Store,
     record::{Created, TurnNote},
@@ -13,7 +15,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Condvar, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -25,20 +27,42 @@ struct Disk(Arc<Switches>);
 #[derive(Default)]
 struct Switches {
     sync_fails: AtomicBool,
-    stalled: Mutex<bool>,
+    writes: Gate,
+    reading: Gate,
+    reads: AtomicUsize,
+}
+
+/// Where calls hang while it is shut.
+#[derive(Default)]
+struct Gate {
+    shut: Mutex<bool>,
     news: Condvar,
+}
+
+impl Gate {
+    fn shut(&self, shut: bool) {
+        *self.shut.lock().unwrap() = shut;
+        self.news.notify_all();
+    }
+
+    fn pass(&self) {
+        let shut = self.shut.lock().unwrap();
+        drop(self.news.wait_while(shut, |shut| *shut).unwrap());
+    }
 }
 
 impl Disk {
     fn stall(&self, stalled: bool) {
-        *self.0.stalled.lock().unwrap() = stalled;
-        self.0.news.notify_all();
+        self.0.writes.shut(stalled);
+    }
+
+    fn stall_reads(&self, stalled: bool) {
+        self.0.reading.shut(stalled);
     }
 
     /// Hangs as long as the disk does.
     fn touch(&self) {
-        let stalled = self.0.stalled.lock().unwrap();
-        drop(self.0.news.wait_while(stalled, |stalled| *stalled).unwrap());
+        self.0.writes.pass();
     }
 }
 
@@ -50,6 +74,8 @@ impl FsFile for File {
     }
 
     fn read_at(&self, out: &mut Vec<u8>, offset: u64, len: usize) -> io::Result<()> {
+        self.1.0.reads.fetch_add(1, Ordering::SeqCst);
+        self.1.0.reading.pass();
         self.0.read_at(out, offset, len)
     }
 
