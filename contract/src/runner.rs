@@ -16,11 +16,15 @@ pub const LINE_MAX: usize = 4 * 1024 * 1024;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Request {
-    /// Start OpenCode with this launch, or do nothing if it runs with an equal one. Another launch:
-    /// stop first. Reply: [`Reply::State`] once the process exists or could not be made.
+    /// Start OpenCode with this launch, or do nothing if it runs with an equal one. Another launch, or
+    /// `anew`: the one that runs is stopped first, once all is ready for the next. Reply:
+    /// [`Reply::State`] once the process exists or could not be made.
     Start {
         /// How.
         launch: Launch,
+        /// Also if it runs with an equal one.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        anew: bool,
     },
     /// Stop OpenCode: SIGTERM, after `grace_ms` SIGKILL, then every descendant. Reply: state.
     Stop {
@@ -106,6 +110,17 @@ pub enum Request {
         /// Roots.
         keep: Vec<String>,
     },
+}
+
+impl Request {
+    /// Starts OpenCode unless it runs with an equal launch.
+    #[must_use]
+    pub fn start(launch: Launch) -> Self {
+        Self::Start {
+            launch,
+            anew: false,
+        }
+    }
 }
 
 /// How a checkpoint is taken.

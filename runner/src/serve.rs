@@ -118,7 +118,7 @@ impl Server {
         let supervisor = &self.supervisor;
         let root = supervisor.config().workspace.clone();
         let reply = match request {
-            Request::Start { launch } => supervisor.start(launch).await,
+            Request::Start { launch, anew } => supervisor.start(launch, anew).await,
             Request::Stop { grace_ms } => supervisor.stop(Duration::from_millis(grace_ms)).await,
             Request::Reap => supervisor.reap().await,
             Request::Watch => failed(Failure::BadRequest, "watch has an answer of its own"),

@@ -85,7 +85,7 @@ impl Supervisor {
     }
 
     /// [`contract::runner::Request::Start`]. Not cancel safe: run it to its end.
-    pub async fn start(self: &Arc<Self>, launch: Launch) -> Reply {
+    pub async fn start(self: &Arc<Self>, launch: Launch, anew: bool) -> Reply {
         let checked = spawn::check(&launch).and_then(|()| {
             launch
                 .home_files
@@ -102,19 +102,16 @@ impl Supervisor {
         if self.closing.is_cancelled() {
             return io_failure("the runner is stopping");
         }
-        match slot.as_ref() {
-            Some(process) if process.is_alive() && process.launch == launch => {
+        let before = slot.as_ref().filter(|process| process.is_alive());
+        match before {
+            Some(process) if process.launch == launch && !anew => {
                 return Reply::State(self.status.get());
             }
-            Some(process) if process.is_alive() => {
-                let _stop = self.patience.stop(self.config.grace);
-                self.stop_process(slot.as_ref()).await;
-            }
-            _ => drop(self.sweep(None).await),
+            Some(_) => {}
+            None => drop(self.sweep(None).await),
         }
-        if slot.as_ref().is_some_and(Process::is_alive) {
-            return io_failure("the process before does not end");
-        }
+        let before = before.is_some();
+        // While the one before still runs: it is away for the shorter.
         if let Err(failed) = self.prepare(&launch).await {
             return failed;
         }
@@ -122,16 +119,22 @@ impl Supervisor {
             (confined, ()) = async { tokio::join!(self.confiner.confine(&self.config, &launch), self.git(&launch)) } => confined,
             () = self.closing.cancelled() => return io_failure("the runner is stopping"),
         };
-        match confined {
-            Ok(confined) => {
-                let generation = self.spawn(&mut slot, launch, &confined);
-                if confined.isolation.is_none() {
-                    let this = Arc::clone(self);
-                    self.tasks.spawn(this.rehearse(slot, generation, confined));
-                }
-            }
+        let confined = match confined {
+            Ok(confined) => confined,
             // Never without: what holds it back is told instead.
             Err(message) => return io_failure(&format!("OpenCode cannot be isolated: {message}")),
+        };
+        if before {
+            let _stop = self.patience.stop(self.config.grace);
+            self.stop_process(slot.as_ref()).await;
+            if slot.as_ref().is_some_and(Process::is_alive) {
+                return io_failure("the process before does not end");
+            }
+        }
+        let generation = self.spawn(&mut slot, launch, &confined);
+        if confined.isolation.is_none() {
+            let this = Arc::clone(self);
+            self.tasks.spawn(this.rehearse(slot, generation, confined));
         }
         Reply::State(self.status.get())
     }

@@ -96,9 +96,7 @@ impl Runner {
 
     /// Starts and returns the pid.
     pub(crate) fn launch(&self, launch: &Launch) -> i32 {
-        let state = self.state(&Request::Start {
-            launch: launch.clone(),
-        });
+        let state = self.state(&Request::start(launch.clone()));
         match state.phase {
             Phase::Running { pid } => pid.cast_signed(),
             other => panic!("{other:?}\n{}", self.log()),

@@ -310,9 +310,7 @@ fn the_trial_holds_up_no_start_and_nothing_sweeps_it_away() {
     let room = tempfile::tempdir().unwrap();
     let shell = shell_that_waits(room.path());
     let runner = Runner::start_with(&[("SHELL", shell.to_str().unwrap())]);
-    let start = Request::Start {
-        launch: program("/bin/sleep", &["3600"]),
-    };
+    let start = Request::start(program("/bin/sleep", &["3600"]));
     // Answered, though the trial cannot end yet.
     let state = runner.state(&start);
     assert!(matches!(state.phase, Phase::Running { .. }), "{state:?}");

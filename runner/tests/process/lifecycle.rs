@@ -111,6 +111,38 @@ fn equal_launches_are_one_process_and_another_replaces_it() {
 }
 
 #[test]
+fn a_start_anew_replaces_an_equal_one_once_all_is_ready() {
+    let runner = Runner::start();
+    let mark = marker();
+    let launch = shell(&format!("setsid sleep {mark} & exec sleep {mark}"));
+    let pid = runner.launch(&launch);
+    eventually("the children", || sleepers(&mark) == 2);
+    let anew = |launch| runner.ask(&Request::Start { launch, anew: true });
+    // A file of HOME that cannot be written: nothing is stopped for a start that cannot be.
+    fs::create_dir_all(runner.path("h")).unwrap();
+    fs::write(runner.path("h/file"), "").unwrap();
+    let mut hindered = launch.clone();
+    hindered
+        .home_files
+        .insert("file/x".to_owned(), String::new());
+    assert!(matches!(anew(hindered), Reply::Failed { .. }));
+    assert_eq!((runner.launch(&launch), sleepers(&mark)), (pid, 2));
+    let Reply::State(state) = anew(launch.clone()) else {
+        panic!("not started\n{}", runner.log())
+    };
+    let Phase::Running { pid: next } = state.phase else {
+        panic!("{state:?}")
+    };
+    assert_eq!((state.generation, is_alive(pid)), (2, false));
+    assert_ne!(next.cast_signed(), pid);
+    eventually("only the children of the next", || sleepers(&mark) == 2);
+    assert_eq!(runner.launch(&launch), next.cast_signed());
+    // Without one that runs it is a start as any.
+    runner.stop(0);
+    assert!(matches!(anew(launch), Reply::State(state) if state.generation == 3));
+}
+
+#[test]
 fn starts_at_once_make_one_process() {
     let runner = Runner::start();
     let mark = marker();
@@ -230,7 +262,7 @@ fn home_files_never_leave_home() {
     for path in ["../x", "/etc/x", "a/../../x", "", "a//b"] {
         let mut launch = shell("exec sleep 3600");
         launch.home_files.insert(path.to_owned(), "x".to_owned());
-        let Reply::Failed { code, .. } = runner.ask(&Request::Start { launch }) else {
+        let Reply::Failed { code, .. } = runner.ask(&Request::start(launch)) else {
             panic!("{path}")
         };
         assert_eq!(code, Failure::BadRequest, "{path}");
@@ -242,7 +274,7 @@ fn home_files_never_leave_home() {
         .home_files
         .insert("link/planted".to_owned(), "x".to_owned());
     assert!(matches!(
-        runner.ask(&Request::Start { launch }),
+        runner.ask(&Request::start(launch)),
         Reply::Failed { .. }
     ));
     assert!(!runner.path("planted").exists());
@@ -276,9 +308,7 @@ fn what_the_image_cannot_run_is_unsupported_and_the_runner_stays() {
         (runner.path("absent"), "No such file"),
     ];
     for (generation, (path, hint)) in (1..).zip(&cases) {
-        let state = runner.state(&Request::Start {
-            launch: program(path.to_str().unwrap(), &[]),
-        });
+        let state = runner.state(&Request::start(program(path.to_str().unwrap(), &[])));
         assert_eq!(state.generation, generation);
         let Phase::Unsupported { message } = &state.phase else {
             panic!("{state:?}")
@@ -309,7 +339,7 @@ fn a_launch_that_exec_cannot_take_is_refused() {
     let runner = Runner::start();
     let launch = program("", &[]);
     assert!(matches!(
-        runner.ask(&Request::Start { launch }),
+        runner.ask(&Request::start(launch)),
         Reply::Failed {
             code: Failure::BadRequest,
             ..
@@ -321,7 +351,7 @@ fn a_launch_that_exec_cannot_take_is_refused() {
         code: None,
         signal: None,
         stderr,
-    } = runner.state(&Request::Start { launch }).phase
+    } = runner.state(&Request::start(launch)).phase
     else {
         panic!()
     };

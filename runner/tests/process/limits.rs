@@ -87,9 +87,7 @@ fn a_stalled_log_stalls_nothing() {
     let script = format!(
         "i=0; while [ $i -lt 5000 ]; do echo {line}; i=$((i+1)); done; touch done; exec sleep 3600"
     );
-    runner.ask(&Request::Start {
-        launch: shell(&script),
-    });
+    runner.ask(&Request::start(shell(&script)));
     eventually("the flood", || dir.path().join("w/done").exists());
     assert!(matches!(runner.ask(&Request::Probe), Reply::Probe(_)));
     let begun = Instant::now();

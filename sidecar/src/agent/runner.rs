@@ -75,7 +75,13 @@ impl Runner {
 
     /// Starts OpenCode; nothing happens if it runs with an equal launch.
     pub(crate) async fn start(&self, launch: Launch) -> Result<State, RunnerError> {
-        self.state(Request::Start { launch }, SLOW).await
+        self.state(Request::start(launch), SLOW).await
+    }
+
+    /// Starts OpenCode in the place of the one that runs.
+    pub(crate) async fn start_anew(&self, launch: Launch) -> Result<State, RunnerError> {
+        let anew = true;
+        self.state(Request::Start { launch, anew }, SLOW).await
     }
 
     /// Stops OpenCode and everything below it.

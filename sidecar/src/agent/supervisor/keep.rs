@@ -82,6 +82,8 @@ impl Supervisor {
 
     /// Keeps OpenCode running until the runner is gone; returns why.
     async fn with_runner(&mut self, watch: &mut Watch, mut state: State) -> String {
+        // The process that runs is to make place for another.
+        let mut anew = false;
         loop {
             let unsupported = match &state.phase {
                 Phase::Unsupported { message } => Some(clip(message, WORDS_MAX)),
@@ -98,11 +100,14 @@ impl Supervisor {
             self.meanwhile(sleep(pause)).await;
             let launch = self.due.launch.borrow_and_update().clone();
             let runner = self.runner.clone();
-            match self
-                .meanwhile(async move { runner.start(launch).await })
-                .await
-            {
-                Ok(now) => state = now,
+            let start = async move {
+                match anew {
+                    true => runner.start_anew(launch).await,
+                    false => runner.start(launch).await,
+                }
+            };
+            match self.meanwhile(start).await {
+                Ok(now) => (state, anew) = (now, false),
                 Err(error @ RunnerError::Failed { .. }) => {
                     self.failures += 1;
                     tracing::error!(%error, "OpenCode could not be started");
@@ -149,7 +154,9 @@ impl Supervisor {
                 }
                 Ended::Due(why) => {
                     self.due.metrics.recycled(why);
-                    self.stop(why.text(), TurnError::AgentDied).await;
+                    self.stopped = Some(Instant::now());
+                    self.down(why.text(), TurnError::AgentDied);
+                    anew = true;
                 }
             }
         }

@@ -67,7 +67,7 @@ async fn a_request_is_one_line_and_its_reply_is_read() {
     let (_dir, runner, mut got) = answering(line(&Reply::State(state(3))), false);
     assert_eq!(runner.start(launch()).await.unwrap(), state(3));
     let sent: contract::runner::Request = serde_json::from_str(&got.recv().await.unwrap()).unwrap();
-    assert_eq!(sent, contract::runner::Request::Start { launch: launch() });
+    assert_eq!(sent, contract::runner::Request::start(launch()));
 }
 
 #[tokio::test]

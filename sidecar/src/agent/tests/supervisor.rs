@@ -339,6 +339,9 @@ async fn a_new_launch_waits_until_nobody_listens() {
         .await;
     let used = runner.shared.launch.lock().unwrap().clone();
     assert_eq!(used, Some(launch("two")));
+    // One step, so that the next is made ready while the one before still runs.
+    assert_eq!((runner.starts(), runner.stops()), (2, 0));
+    assert!(runner.asked_anew());
 }
 
 #[tokio::test]

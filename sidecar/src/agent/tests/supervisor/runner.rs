@@ -85,6 +85,16 @@ impl RunnerDouble {
             .count()
     }
 
+    /// Whether the last start was to replace the process before.
+    pub(super) fn asked_anew(&self) -> bool {
+        let asked = self.shared.asked.lock().unwrap();
+        let mut starts = asked.iter().rev();
+        starts.find_map(|request| match request {
+            Request::Start { anew, .. } => Some(*anew),
+            _ => None,
+        }) == Some(true)
+    }
+
     pub(super) fn stops(&self) -> usize {
         let asked = self.shared.asked.lock().unwrap();
         asked
@@ -123,7 +133,7 @@ async fn answer(stream: UnixStream, state: watch::Sender<State>, shared: Arc<Run
             landlock_abi: 7,
             ..Probe::default()
         }),
-        Request::Start { launch } => {
+        Request::Start { launch, anew } => {
             let fails = |n: u32| n.checked_sub(1);
             if shared
                 .failing
@@ -137,7 +147,7 @@ async fn answer(stream: UnixStream, state: watch::Sender<State>, shared: Arc<Run
             } else {
                 let same = shared.launch.lock().unwrap().replace(launch.clone()) == Some(launch);
                 state.send_if_modified(|state| {
-                    let again = !same || !matches!(state.phase, Phase::Running { .. });
+                    let again = anew || !same || !matches!(state.phase, Phase::Running { .. });
                     if again {
                         state.generation += 1;
                         state.phase = Phase::Running { pid: 7 };
