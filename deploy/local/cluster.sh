@@ -39,6 +39,7 @@ usage: cluster.sh COMMAND
   load FILE...   put image archives into it
   hold -- CMD    run CMD; until it ends, nobody can take the cluster down
   build          build the binaries of the built-in cluster and stop
+  prepare        the same where 'up' would need them
   tools          see that there are kubectl and helm; print the folder of the pinned ones
 environment:
   KUBECONFIG                           a cluster that answers is used as it is
@@ -169,6 +170,7 @@ main() {
     load) shift; [ $# -gt 0 ] || usage; cmd_load "$@" ;;
     hold) shift; cmd_hold "$@" ;;
     build) ensure_binaries ;;
+    prepare) choose; [ "$KIND" != builtin ] || ensure_binaries ;;
     tools) ensure_tools; printf '%s\n' "$BASE/tools" ;;
     *) usage ;;
   esac

@@ -7,6 +7,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
+use socket2::SockRef;
 use std::{sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -17,6 +18,8 @@ const CONNECTIONS_MAX: usize = 4096;
 const HEAD_TIME: Duration = Duration::from_secs(10);
 /// Largest head, in bytes.
 const HEAD_MAX: usize = 64 * 1024;
+/// Most bytes that the kernel holds for a connection beyond those on their way.
+const UNSENT: u32 = 32 * 1024;
 /// Longest time for open connections to end after `shutdown`.
 const END_TIME: Duration = Duration::from_secs(5);
 
@@ -41,6 +44,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, shutdown: Cance
         // Events are small and matter now.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY was refused");
+        }
+        // What a reader does not take stays here, where it is counted, and not in the kernel's buffers, which
+        // may grow to MiB for each connection and count for the container too.
+        if let Err(error) = SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT) {
+            tracing::debug!(%error, "TCP_NOTSENT_LOWAT was refused");
         }
         let service = TowerToHyperService::new(router.clone());
         let shutdown = shutdown.clone();

@@ -42,7 +42,7 @@ impl Default for Timings {
             connect_first: millis(10),
             connect_most: millis(20),
             runner_lost: secs(5),
-            health_step: millis(50),
+            health_step: millis(20),
             start_health_within: secs(1),
             start_within: secs(120),
             health_every: secs(5),

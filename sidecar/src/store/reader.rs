@@ -3,21 +3,26 @@
 use super::{
     record::event_json,
     session::Session,
-    tail::{Found, Piece, Run, Tail},
+    tail::{Found, Piece, Place, Run, Tail},
 };
+use bytes::Bytes;
 use contract::{
     Cursor,
     event::{Gap, GapReason},
 };
 use journal::ReadError;
 use std::sync::Arc;
+use tokio::sync::{Semaphore, oneshot};
 
-/// Most bytes read from the journal at once.
+/// Most bytes read from the journal at once, by a reader that has one of [`PLACES`].
 const BATCH_BYTES: usize = 256 * 1024;
-/// The same for what readers near the end share.
-const SHARED_BYTES: usize = 64 * 1024;
+/// The same for all others: what readers near the end share, and those that got no place.
+const SMALL_BYTES: usize = 8 * 1024;
 /// How many events before the last one "near the end" is.
 const NEAR: u64 = 1024;
+/// Large pieces that all streams of the process may hold, 16 MiB in all: with thousands of readers
+/// that do not read, memory is bounded by this and a small piece for each. Nobody waits for one.
+static PLACES: Semaphore = Semaphore::const_new(64);
 
 /// A position in a session, ready to be read on from.
 pub(crate) struct Reader {
@@ -25,6 +30,20 @@ pub(crate) struct Reader {
     tail: Arc<Tail>,
     /// Number of the last event that the reader has.
     after: u64,
+    /// Answers once the last piece is gone: a stream holds one at most.
+    sent: Option<oneshot::Receiver<()>>,
+}
+
+/// A piece on its way; the reader goes on when it is dropped.
+struct OnItsWay {
+    bytes: Bytes,
+    _sent: oneshot::Sender<()>,
+}
+
+impl AsRef<[u8]> for OnItsWay {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// The cursor lies in the future.
@@ -90,6 +109,7 @@ impl Reader {
             session,
             tail,
             after,
+            sent: None,
         };
         Ok((reader, gap))
     }
@@ -111,31 +131,44 @@ impl Reader {
     }
 
     /// The next events as a stream sends them; `None` when there is no more now. With `until` the
-    /// piece ends with the last event of that turn or a later one, and says so. Cancel safe: the
-    /// position moves only when it returns.
+    /// piece ends with the last event of that turn or a later one, and says so. Waits until the bytes
+    /// of the piece before were dropped. Cancel safe: the position moves only when it returns.
     pub(crate) async fn next_sse(
         &mut self,
         until: Option<u32>,
     ) -> Result<Option<Piece>, ReaderError> {
+        if let Some(sent) = &mut self.sent {
+            // It is dropped without a word.
+            let _ = sent.await;
+            self.sent = None;
+        }
         let next = self.after + 1;
         let last = self.session.log().position().last;
         if last < next {
             return Ok(None);
         }
         let run = if last - self.after > NEAR {
-            self.run(BATCH_BYTES).await?
+            let place = PLACES.try_acquire().ok();
+            let most = place.as_ref().map_or(SMALL_BYTES, |_| BATCH_BYTES);
+            self.run(most, place).await?
         } else {
             match self.tail.find(next).await {
                 Found::Here(run) => Some(run),
                 Found::Missing(reading) => {
-                    let run = self.run(SHARED_BYTES).await?;
+                    let run = self.run(SMALL_BYTES, None).await?;
                     run.inspect(|run| reading.share(run))
                 }
             }
         };
         let Some(run) = run else { return Ok(None) };
-        let piece = run.piece(self.after, until);
+        let mut piece = run.piece(self.after, until);
         self.after = piece.last;
+        let (dropped, sent) = oneshot::channel();
+        self.sent = Some(sent);
+        piece.bytes = Bytes::from_owner(OnItsWay {
+            bytes: piece.bytes,
+            _sent: dropped,
+        });
         Ok(Some(piece))
     }
 
@@ -158,11 +191,15 @@ impl Reader {
     }
 
     /// What comes next, in its sent form.
-    async fn run(&self, max_bytes: usize) -> Result<Option<Arc<Run>>, ReaderError> {
+    async fn run(
+        &self,
+        max_bytes: usize,
+        place: Option<Place>,
+    ) -> Result<Option<Arc<Run>>, ReaderError> {
         let epoch = self.session.epoch();
         let batch = self.batch(max_bytes).await?;
         Ok(batch
-            .and_then(|batch| Run::new(epoch, &batch))
+            .and_then(|batch| Run::new(epoch, &batch, place))
             .map(Arc::new))
     }
 

@@ -17,7 +17,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
 };
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SemaphorePermit};
 
 /// Most bytes kept for the readers of a session; a larger run is kept alone.
 const TAIL_BYTES: usize = 256 * 1024;
@@ -29,6 +29,21 @@ pub(crate) struct Piece {
     pub last: u64,
     /// The last one ends the turn that the reader came for.
     pub ends: bool,
+}
+
+/// Held as long as the bytes of a run are.
+pub(super) type Place = SemaphorePermit<'static>;
+
+/// The memory of a run.
+struct Memory {
+    bytes: Vec<u8>,
+    _place: Option<Place>,
+}
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
 }
 
 /// Consecutive events in their sent form.
@@ -43,7 +58,7 @@ pub(super) struct Run {
 
 impl Run {
     /// `None` if there is no event in the batch.
-    pub(super) fn new(epoch: Epoch, batch: &Batch) -> Option<Self> {
+    pub(super) fn new(epoch: Epoch, batch: &Batch, place: Option<Place>) -> Option<Self> {
         // Of an `id:` line with a number of ten digits.
         const ID: usize = 4 + 16 + 1 + 10 + 1;
         let events = batch.iter().count();
@@ -64,7 +79,10 @@ impl Run {
         }
         Some(Self {
             first,
-            bytes: bytes.into(),
+            bytes: Bytes::from_owner(Memory {
+                bytes,
+                _place: place,
+            }),
             ends,
             turns,
         })

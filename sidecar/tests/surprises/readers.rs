@@ -184,6 +184,46 @@ fn readers_that_do_not_read_hold_up_nobody_and_cost_little() {
     });
 }
 
+#[test]
+fn readers_that_never_read_are_bounded_together() {
+    run_alone(async {
+        let stack = Stack::start(Setup::default()).await;
+        let (id, reader) = stack.play("SCENARIO:slow 4000 2").await;
+        // Readers within the last 1,024 events share what they hold: these must be before those.
+        let far = reader.events.len().saturating_sub(1024);
+        let size = |event| serde_json::to_string(event).unwrap().len();
+        let stored: usize = reader.events[..far].iter().map(size).sum();
+        assert!(stored > 100 << 10, "only {far} events before the last");
+        let readers = if long() { 1000 } else { 200 };
+        let idle = pss(&stack);
+        let mut asleep = Vec::new();
+        for _ in 0..readers {
+            asleep.push(ask(&stack, &id, None, 2048).await);
+        }
+        // All have their first bytes, and then nothing moves any more.
+        for stream in &asleep {
+            stream.readable().await.unwrap();
+        }
+        let (mut most, mut calm) = (0, Instant::now());
+        while calm.elapsed() < Duration::from_secs(2) {
+            let now = pss(&stack);
+            if now > most {
+                (most, calm) = (now, Instant::now());
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        let each = most.saturating_sub(idle + 16 * 1024) / readers;
+        println!(
+            "FIGURE {readers} readers that never read: {} KiB in all, {each} KiB each above the 16 MiB of large pieces",
+            most - idle
+        );
+        assert!(each <= 32, "{} KiB for {readers} readers", most - idle);
+        // Who reads gets on, though nobody else does.
+        stack.still_works().await;
+        drop(asleep);
+    });
+}
+
 /// A reader that is a process of its own, reading at most so many bytes a second.
 fn curl(stack: &Stack, id: &SessionId, after: Option<Cursor>, out: &Path, pace: &str) -> Child {
     let mut command = Command::new("curl");
