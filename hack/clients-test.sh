@@ -74,7 +74,7 @@ for client in "${clients[@]}"; do
 done
 node "$dir/stored.mjs" "$base" live >"$dir/live.json"
 for name in curl node python browser; do
-  node "$dir/compare.mjs" "$dir/$name-live.json" "$dir/live.json" "$name" || fail "$name lost, doubled or changed an event."
+  node "$dir/compare.mjs" "$dir/$name-live.json" "$dir/live.json" "$name" 25 || fail "$name lost, doubled or changed an event."
 done
 
 # Our event is called error, and so is EventSource's own: a page tells them apart by their class.

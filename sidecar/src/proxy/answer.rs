@@ -1,6 +1,6 @@
 //! The way back: status and bytes as they came, chunk by chunk, the key starred.
 
-use super::{call::Call, mask::Mask, observe::What, refusal::Refusal, sniff};
+use super::{call::Call, code::Code, mask::Mask, observe::What, refusal::Refusal, sniff};
 use axum::{body::Body, response::Response};
 use bytes::Bytes;
 use futures::{Stream, StreamExt, stream};
@@ -49,11 +49,11 @@ pub(crate) async fn pass_on(
     if status.is_redirection() {
         let message = "the model provider redirects elsewhere, which is not followed: check the \
                        provider's endpoint";
-        return Err((Refusal::upstream("redirect", message), call));
+        return Err((Refusal::upstream(Code::Redirect, message), call));
     }
     if status.is_informational() {
         let message = "the model provider changes the protocol";
-        return Err((Refusal::upstream("bad_answer", message), call));
+        return Err((Refusal::upstream(Code::BadAnswer, message), call));
     }
     let plain = upstream
         .headers()
@@ -62,7 +62,7 @@ pub(crate) async fn pass_on(
         .all(|value| value.as_bytes().eq_ignore_ascii_case(b"identity"));
     if !plain {
         let message = "the model provider compresses its answer, which was not asked for";
-        return Err((Refusal::upstream("bad_answer", message), call));
+        return Err((Refusal::upstream(Code::BadAnswer, message), call));
     }
     let headers = headers(upstream.headers(), &mask);
     let kind = sniff::Kind::of(upstream.headers().get(CONTENT_TYPE));
@@ -115,7 +115,7 @@ async fn begin(chunks: &mut Chunks, patience: Patience) -> Result<Bytes, (Refusa
             Ok(None) => return Ok(first),
             Ok(Some(Err(_))) => {
                 let message = "the model provider's answer broke off before it began";
-                return Err((Refusal::upstream("cut", message), What::Cut));
+                return Err((Refusal::upstream(Code::Cut, message), What::Cut));
             }
             Err(_) => return Err((Refusal::timeout(patience.header.as_secs()), What::Timeout)),
         }

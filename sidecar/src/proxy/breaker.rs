@@ -1,5 +1,6 @@
 //! Stops loops of calls: too many in a minute, and the same request again and again.
 
+use super::code::Code;
 use contract::pod::Loops;
 use std::{
     collections::{HashMap, VecDeque},
@@ -41,14 +42,14 @@ pub(crate) enum Loop {
 }
 
 impl Loop {
-    /// All that [`Self::code`] says.
-    pub(crate) const CODES: [&str; 2] = ["calls_per_minute", "same_request"];
+    /// Labels of its metric: what [`Self::code`] says, as text.
+    pub(crate) const CODES: [&str; 2] = [Code::CallsPerMinute.as_str(), Code::SameRequest.as_str()];
 
-    /// Label of its metric and code of its refusal.
-    pub(crate) fn code(self) -> &'static str {
+    /// Of its refusal.
+    pub(crate) fn code(self) -> Code {
         match self {
-            Self::Rate(_) => Self::CODES[0],
-            Self::Repeat(_) => Self::CODES[1],
+            Self::Rate(_) => Code::CallsPerMinute,
+            Self::Repeat(_) => Code::SameRequest,
         }
     }
 

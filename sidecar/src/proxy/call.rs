@@ -3,6 +3,7 @@
 use super::{
     bindings::{Bound, TurnLink},
     breaker::{Breaker, Digest},
+    code::Code,
     content::Content,
     ledger::{Entry, Exhausted, Ledger},
     meter::{Meter, Shape},
@@ -44,7 +45,7 @@ pub(crate) struct Call {
     /// As the provider answered, or we.
     status: u16,
     /// Code of our refusal.
-    refused: Option<&'static str>,
+    refused: Option<Code>,
     bytes: u64,
     outcome: Outcome,
     started: Instant,
@@ -174,7 +175,7 @@ impl Call {
             .update(self.meter.tokens(), self.price.as_ref(), &budget)
             .inspect_err(|exhausted| {
                 self.outcome = Outcome::Budget;
-                self.refused = Some("budget_exhausted");
+                self.refused = Some(Code::BudgetExhausted);
                 self.shared.metrics.count_budget_stop(exhausted.which);
                 self.stop_turn(TurnError::BudgetExhausted, &exhausted.message());
             })
@@ -219,7 +220,7 @@ impl Call {
         self.refused = Some(refusal.code);
         if self.outcome == Outcome::Aborted {
             self.outcome = match refusal.code {
-                "bad_answer" => Outcome::Garbled,
+                Code::BadAnswer => Outcome::Garbled,
                 _ => Outcome::Refused,
             };
         }
@@ -284,7 +285,7 @@ impl Call {
         tracing::info!(
             api,
             outcome,
-            refused = self.refused.unwrap_or("-"),
+            refused = self.refused.map_or("-", Code::as_str),
             session_id = self.who.session.as_deref().unwrap_or("-"),
             opencode_session = self.who.opencode_session.as_deref().unwrap_or("-"),
             provider = self.who.provider.as_deref().unwrap_or("-"),
@@ -309,7 +310,7 @@ impl Call {
             who: self.who.clone(),
             outcome: outcome.to_owned(),
             status: (self.status > 0).then_some(self.status),
-            refused: self.refused.map(str::to_owned),
+            refused: self.refused.map(|code| code.as_str().to_owned()),
             tokens: counted,
             ms,
             not_written: 0,

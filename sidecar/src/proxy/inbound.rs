@@ -1,6 +1,6 @@
 //! What is accepted from OpenCode: one strict form, everything else is refused.
 
-use super::{BODY_MAX, refusal::Refusal, target::Api};
+use super::{BODY_MAX, code::Code, refusal::Refusal, target::Api};
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{
@@ -76,7 +76,7 @@ pub(crate) fn check(api: Api, parts: &Parts, port: u16) -> Result<Head, Refusal>
     if headers.contains_key(CONTENT_ENCODING) || !is_json(headers.get(CONTENT_TYPE)) {
         return Err(Refusal::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
+            Code::UnsupportedMediaType,
             "the body must be plain application/json",
         ));
     }
@@ -116,7 +116,7 @@ fn check_host(host: Option<&HeaderValue>, port: u16) -> Result<(), Refusal> {
     } else {
         Err(Refusal::new(
             StatusCode::MISDIRECTED_REQUEST,
-            "wrong_host",
+            Code::WrongHost,
             "this is the model proxy, which answers to its own name only",
         ))
     }
@@ -180,7 +180,7 @@ pub(crate) async fn read(
         }
         Err(_) => Err(Refusal::new(
             StatusCode::REQUEST_TIMEOUT,
-            "request_timeout",
+            Code::RequestTimeout,
             "the request's body did not arrive in time",
         )),
     }

@@ -9,6 +9,7 @@ mod answer;
 pub(crate) mod bindings;
 mod breaker;
 mod call;
+mod code;
 mod content;
 pub(crate) mod edit;
 mod endpoint;

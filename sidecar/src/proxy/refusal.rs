@@ -1,7 +1,7 @@
 //! Answers of the proxy itself, in the shape of the provider's errors, so that OpenCode shows them
 //! as it shows theirs.
 
-use super::{breaker::Loop, ledger::Exhausted, target::Api};
+use super::{breaker::Loop, code::Code, ledger::Exhausted, target::Api};
 use axum::{
     Json,
     response::{IntoResponse, Response},
@@ -20,14 +20,14 @@ pub(crate) const SILENT: &str = "the model provider did not begin to answer with
 pub(crate) struct Refusal {
     pub(crate) status: StatusCode,
     /// Stable, for people and tests.
-    pub(crate) code: &'static str,
+    pub(crate) code: Code,
     /// Ends the turn with this: OpenCode would go on all the same, or tell it in riddles.
     pub(crate) ends_turn: Option<TurnError>,
     message: String,
 }
 
 impl Refusal {
-    pub(crate) fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, code: Code, message: impl Into<String>) -> Self {
         Self {
             status,
             code,
@@ -38,7 +38,7 @@ impl Refusal {
 
     /// One that ends the turn. 400, since OpenCode tries 408, 409, 429 and 5xx again, and takes 401, 402
     /// and 403 for a refused key.
-    fn fatal(turn: TurnError, code: &'static str, message: impl Into<String>) -> Self {
+    fn fatal(turn: TurnError, code: Code, message: impl Into<String>) -> Self {
         Self {
             ends_turn: Some(turn),
             ..Self::new(StatusCode::BAD_REQUEST, code, message)
@@ -52,12 +52,12 @@ impl Refusal {
 
     pub(crate) fn budget(exhausted: &Exhausted) -> Self {
         let message = exhausted.message();
-        Self::fatal(TurnError::BudgetExhausted, "budget_exhausted", message)
+        Self::fatal(TurnError::BudgetExhausted, Code::BudgetExhausted, message)
     }
 
     pub(crate) fn unpriced(model: &str) -> Self {
         let message = super::target::unpriced(model);
-        Self::fatal(TurnError::ModelUnpriced, "model_unpriced", message)
+        Self::fatal(TurnError::ModelUnpriced, Code::ModelUnpriced, message)
     }
 
     pub(crate) fn looping(why: Loop) -> Self {
@@ -67,7 +67,7 @@ impl Refusal {
     pub(crate) fn unrecorded() -> Self {
         let message = "the audit log of model calls cannot be written, so no call is made: free space on the \
                        volume of the journal, or enlarge it, then send the prompt again";
-        Self::fatal(TurnError::DiskFull, "audit_unwritable", message)
+        Self::fatal(TurnError::DiskFull, Code::AuditUnwritable, message)
     }
 
     pub(crate) fn endpoint_changed(provider: &str) -> Self {
@@ -75,7 +75,7 @@ impl Refusal {
             "the endpoint of provider {provider:?} was changed while the turn ran, and its key goes only to the \
              endpoint declared now: send the prompt again"
         );
-        Self::fatal(TurnError::EndpointChanged, "endpoint_changed", message)
+        Self::fatal(TurnError::EndpointChanged, Code::EndpointChanged, message)
     }
 
     /// Trying again helps nobody.
@@ -86,7 +86,7 @@ impl Refusal {
         );
         Self::fatal(
             TurnError::ProviderUnreachable,
-            "untrusted_certificate",
+            Code::UntrustedCertificate,
             message,
         )
     }
@@ -97,17 +97,17 @@ impl Refusal {
              providers[].endpoint and what stands between",
             status.as_u16()
         );
-        Self::fatal(TurnError::ProviderGarbled, "bad_answer", message)
+        Self::fatal(TurnError::ProviderGarbled, Code::BadAnswer, message)
     }
 
     pub(crate) fn bad_request(message: impl Into<String>) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
+        Self::new(StatusCode::BAD_REQUEST, Code::InvalidRequest, message)
     }
 
     pub(crate) fn too_large() -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
-            "payload_too_large",
+            Code::PayloadTooLarge,
             format!("the request is larger than {} MiB", super::BODY_MAX >> 20),
         )
     }
@@ -116,7 +116,7 @@ impl Refusal {
         let alias: String = alias.chars().take(64).collect();
         Self::new(
             StatusCode::NOT_FOUND,
-            "model_not_found",
+            Code::ModelNotFound,
             format!("the model proxy knows no model {alias:?}"),
         )
     }
@@ -124,7 +124,7 @@ impl Refusal {
     pub(crate) fn no_target() -> Self {
         Self::new(
             StatusCode::NOT_FOUND,
-            "session_not_found",
+            Code::SessionNotFound,
             "the model proxy has no model of this API for this session",
         )
     }
@@ -132,7 +132,7 @@ impl Refusal {
     pub(crate) fn key_missing(provider: &str) -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
-            "key_missing",
+            Code::KeyMissing,
             format!(
                 "the key of provider {provider:?} is missing or cannot be used: check its Secret"
             ),
@@ -142,7 +142,7 @@ impl Refusal {
     pub(crate) fn key_forgotten() -> Self {
         Self::new(
             StatusCode::UNAUTHORIZED,
-            "key_required",
+            Code::KeyRequired,
             "the key that came with this session is gone since a restart: send api_key again with \
              the next turn",
         )
@@ -151,7 +151,7 @@ impl Refusal {
     pub(crate) fn busy() -> Self {
         Self::new(
             StatusCode::SERVICE_UNAVAILABLE,
-            "busy",
+            Code::Busy,
             "too many large requests to models at once",
         )
     }
@@ -159,12 +159,12 @@ impl Refusal {
     pub(crate) fn timeout(seconds: u64) -> Self {
         Self::new(
             StatusCode::GATEWAY_TIMEOUT,
-            "timeout",
+            Code::Timeout,
             format!("{SILENT} {seconds} s"),
         )
     }
 
-    pub(crate) fn upstream(code: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn upstream(code: Code, message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_GATEWAY, code, message)
     }
 
@@ -187,7 +187,7 @@ impl Refusal {
                 } else {
                     "invalid_request_error"
                 };
-                json!({"error": {"message": message, "type": kind, "param": null, "code": code}})
+                json!({"error": {"message": message, "type": kind, "param": null, "code": code.as_str()}})
             }
         };
         (status, Json(body)).into_response()

@@ -6,6 +6,7 @@ use super::{
     bindings::Bound,
     breaker::Digest,
     call::{Call, Shared},
+    code::Code,
     content::Content,
     edit::Fields,
     inbound::{self, Received},
@@ -115,7 +116,7 @@ impl Proxy {
             Err((refusal, mut call)) => {
                 call.refused(&refusal);
                 call.record().await;
-                tracing::debug!(code = refusal.code, "refused a model call");
+                tracing::debug!(code = refusal.code.as_str(), "refused a model call");
                 refusal.into_response(api)
             }
         }
@@ -173,7 +174,7 @@ impl Proxy {
             .breaker
             .check(root, call.caller(), &request.digest, &pod.limits.loops)
             .map_err(|why| {
-                self.shared.metrics.count_loop_stop(why.code());
+                self.shared.metrics.count_loop_stop(why.code().as_str());
                 Refusal::looping(why)
             });
         or_refuse!(looping);
@@ -183,7 +184,10 @@ impl Proxy {
         let client = self.clients.get(&pod).map_err(|error| {
             tracing::error!(%error, "no client for model calls");
             let message = "the pod's HTTP proxy cannot be used: check its URL";
-            (Refusal::upstream("http_proxy", message), What::Unreachable)
+            (
+                Refusal::upstream(Code::HttpProxy, message),
+                What::Unreachable,
+            )
         });
         let client = or_tell!(client);
         // A call that cannot be made is to cost nothing.
@@ -311,11 +315,11 @@ fn resolved<E: std::fmt::Debug>(target: Result<Target, E>, which: &str) -> Optio
 
 async fn nothing_here() -> Response {
     let message = "the model proxy has no such path";
-    Refusal::new(StatusCode::NOT_FOUND, "not_found", message).into_response(Api::Chat)
+    Refusal::new(StatusCode::NOT_FOUND, Code::NotFound, message).into_response(Api::Chat)
 }
 
 async fn post_only() -> Response {
     let message = "the model proxy takes POST here";
     let status = StatusCode::METHOD_NOT_ALLOWED;
-    Refusal::new(status, "method_not_allowed", message).into_response(Api::Chat)
+    Refusal::new(status, Code::MethodNotAllowed, message).into_response(Api::Chat)
 }

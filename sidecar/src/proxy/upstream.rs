@@ -1,7 +1,9 @@
 //! The side that talks to providers: one client per HTTP proxy in force, requests built anew.
 
 use super::{
-    Target, endpoint,
+    Target,
+    code::Code,
+    endpoint,
     refusal::{self, Refusal},
     target::{Api, KeySource},
 };
@@ -267,7 +269,7 @@ pub(crate) async fn send(
             let refusal = if error.is_timeout() {
                 Refusal::timeout(CONNECT_TIMEOUT.as_secs())
             } else {
-                Refusal::upstream("unreachable", refusal::UNREACHABLE)
+                Refusal::upstream(Code::Unreachable, refusal::UNREACHABLE)
             };
             Err((refusal, super::What::Unreachable))
         }

@@ -1,5 +1,6 @@
 //! The store on a disk that fails, fills up and hangs.
 
+mod gaps;
 mod readers;
 
 use super::{

@@ -10,15 +10,21 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// Writes the pod's configuration, with the provider and model that all stacks have.
+/// Writes the pod's configuration, with the provider and model of all stacks that name no other. Every
+/// provider is the scripted model.
 pub(crate) fn configure(dir: &Path, endpoint: &str, mut config: Value) {
     let base = json!({
         "name": "zebra", "namespace": "dune", "uid": "u-77",
-        "providers": [{"name": "scripted", "kind": "compatible", "endpoint": endpoint}],
+        "providers": [{"name": "scripted", "kind": "compatible"}],
         "model": {"provider": "scripted", "name": "scripted-1"},
     });
     for (name, value) in base.as_object().unwrap() {
-        config[name] = value.clone();
+        if config[name].is_null() {
+            config[name] = value.clone();
+        }
+    }
+    for provider in config["providers"].as_array_mut().unwrap() {
+        provider["endpoint"] = endpoint.into();
     }
     // In one step, as the kubelet does it.
     let (new, file) = (dir.join("config/.new"), dir.join("config/config.json"));

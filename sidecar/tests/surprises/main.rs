@@ -13,6 +13,7 @@ mod callers;
 mod cancel;
 mod checkpoints;
 mod crashes;
+mod dialects;
 mod disk;
 mod double;
 mod egress;

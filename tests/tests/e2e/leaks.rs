@@ -21,6 +21,7 @@ use side::{From, Outside, Side};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::unix::fs::MetadataExt,
 };
 use tests::{Model, Namespace, Session, node, run};
 
@@ -78,6 +79,16 @@ fn no_attack_succeeds_that_succeeds_in_a_weakened_pod() {
                 let marked = binary.windows(MARK.len()).any(|bytes| bytes == MARK);
                 assert_eq!(marked, is_weak, "{program} of the {} pod", side.tag);
             }
+            // The kernel gives the files of a process that may not be dumped to root: its memory is closed to
+            // its own user too.
+            let runner = node::process(&side.pod_uid, "runner");
+            let mem = fs::metadata(format!("/proc/{runner}/mem")).expect("it runs");
+            assert_eq!(
+                mem.uid(),
+                0,
+                "the runner of the {} pod is dumpable",
+                side.tag
+            );
         }
         let wanted = std::env::var("LEAKS").unwrap_or_default();
         let all: Vec<_> = attacks::all()
@@ -138,6 +149,14 @@ fn no_attack_succeeds_that_succeeds_in_a_weakened_pod() {
             }
         }
         eprintln!("FIGURE {counted} attacks succeed in the weakened pod and fail in the real one");
+        if wanted.is_empty() {
+            assert!(
+                counted >= 60,
+                "only {counted} attacks are shown and refused"
+            );
+        }
+        // Else half of them would be excused.
+        assert!(isolated, "the agent is not isolated on this node");
         if !wrong.is_empty() {
             weak.session.ns.dump().await;
             panic!(

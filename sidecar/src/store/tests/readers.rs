@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 const LONG: Duration = Duration::from_secs(20);
 
 /// A text that joins no other.
-fn text(n: u64, length: usize) -> Event {
+pub(super) fn text(n: u64, length: usize) -> Event {
     Event {
         turn: 1,
         ts: now(),
@@ -33,12 +33,12 @@ fn text(n: u64, length: usize) -> Event {
     }
 }
 
-async fn add(store: &Store, session: &Session, event: Event) {
+pub(super) async fn add(store: &Store, session: &Session, event: Event) {
     let ticket = session.append(event).unwrap();
     store.durable(session, ticket).await.unwrap();
 }
 
-fn reader(session: &Arc<Session>, n: u64) -> Reader {
+pub(super) fn reader(session: &Arc<Session>, n: u64) -> Reader {
     let epoch = session.epoch();
     let (reader, gap) = Reader::open(Arc::clone(session), Some(Cursor { epoch, n })).unwrap();
     assert!(gap.is_none());
@@ -46,7 +46,7 @@ fn reader(session: &Arc<Session>, n: u64) -> Reader {
 }
 
 /// Reads up to event `last`, as bytes that were sent.
-async fn upto(reader: &mut Reader, last: u64) -> Vec<u8> {
+pub(super) async fn upto(reader: &mut Reader, last: u64) -> Vec<u8> {
     let mut view = reader.session().view();
     let mut sent = Vec::new();
     let read = async {
