@@ -279,6 +279,21 @@ impl Session {
         recorder
     }
 
+    /// What the sidecar tells Prometheus.
+    pub async fn metrics(&self) -> Result<String, String> {
+        let client = reqwest::Client::builder().no_proxy().build();
+        let answer = client
+            .expect("a client")
+            .get(format!("{}/metrics", self.url().await))
+            .bearer_auth(&self.token)
+            .timeout(Duration::from_secs(10))
+            .send()
+            .await;
+        let answer = answer.and_then(reqwest::Response::error_for_status);
+        let text = answer.map_err(|error| error.to_string())?.text().await;
+        text.map_err(|error| error.to_string())
+    }
+
     /// Runs a command in a container.
     pub async fn exec(&self, container: &str, command: &[&str]) -> Said {
         let mut args = vec!["exec", self.name.as_str(), "-c", container, "--"];

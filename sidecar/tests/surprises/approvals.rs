@@ -2,15 +2,19 @@
 
 use crate::{
     reader::Reader,
-    stack::{Setup, Stack, run, shared},
+    stack::{LONG, Setup, Stack, run, shared},
 };
 use contract::{
     EventBody, SessionId,
     approval::{Answer, Decision},
-    client::ClientError,
-    event::{ApprovalEvent, ApprovalState, TurnError},
+    client::{ClientError, SidecarClient},
+    event::{ApprovalEvent, ApprovalState, DecidedBy, TurnError},
+    pod::KEYS_FILE,
+    token::{Claims, KeySet, Scope, Signing},
 };
-use std::fs;
+use jiff::Timestamp;
+use std::{fs, time::Duration};
+use tokio::time::Instant;
 
 pub(crate) fn approvals(reader: &Reader) -> Vec<&ApprovalEvent> {
     reader
@@ -241,5 +245,108 @@ fn a_question_is_refused_and_never_waits() {
         reader.complete();
         assert!(approvals(&reader).is_empty());
         stack.still_works().await;
+    });
+}
+
+/// A client with a token as the gateway gives it to its users.
+fn client_of(stack: &Stack, key: &Signing, user: &str, uid: &str, scope: Scope) -> SidecarClient {
+    let now = Timestamp::now().as_second();
+    let token = key.sign(&Claims {
+        iss: "gateway".into(),
+        sub: user.into(),
+        aud: uid.into(),
+        iat: now,
+        exp: now + 60,
+        scopes: vec![scope],
+    });
+    SidecarClient::new(stack.http.clone(), stack.url(""), token.into())
+}
+
+#[test]
+fn the_answer_of_a_user_is_journaled_with_the_users_name() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let (key, foreign) = (Signing::from_seed(&[7; 32]), Signing::from_seed(&[8; 32]));
+        let keys = KeySet {
+            keys: vec![key.public()],
+        };
+        let public = stack.dir.join("config").join(KEYS_FILE);
+        fs::write(&public, serde_json::to_vec(&keys).unwrap()).unwrap();
+        let id = stack.begin("SCENARIO:write named.txt <<<one>>>").await;
+        let mut reader = Reader::default();
+        let first = ask(&stack, &mut reader, &id).await;
+        // The sidecar looks for new keys by and by.
+        let deadline = Instant::now() + LONG;
+        loop {
+            let user = client_of(&stack, &key, "vera", "u-77", Scope::SessionsRead);
+            let Err(error) = user.session(&id).await else {
+                break;
+            };
+            assert!(
+                matches!(error, ClientError::Api { status: 401, .. }),
+                "{error:?}"
+            );
+            assert!(Instant::now() < deadline, "{}", stack.logs());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+
+        // Who may not answer decides nothing: a reader, a stranger, a user of another pod.
+        let once = Answer {
+            decision: Decision::Once,
+            message: None,
+        };
+        for (key, uid, scope, wanted) in [
+            (&key, "u-77", Scope::SessionsRead, 403),
+            (&foreign, "u-77", Scope::SessionsWrite, 401),
+            (&key, "u-78", Scope::SessionsWrite, 401),
+        ] {
+            let user = client_of(&stack, key, "mallory", uid, scope);
+            let refused = user.answer(&id, &first, &once).await.unwrap_err();
+            assert!(
+                matches!(refused, ClientError::Api { status, .. } if status == wanted),
+                "{refused:?}"
+            );
+        }
+        let user = client_of(&stack, &key, "vera", "u-77", Scope::SessionsWrite);
+        user.answer(&id, &first, &once).await.unwrap();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+        assert_eq!(file(&stack, "named.txt").as_deref(), Some("one"));
+
+        // Another user refuses the next one.
+        stack.turn(&id, "SCENARIO:write named.txt <<<two>>>").await;
+        let second = ask(&stack, &mut reader, &id).await;
+        let user = client_of(&stack, &key, "ravi:ops", "u-77", Scope::SessionsWrite);
+        let no = Answer {
+            decision: Decision::Reject,
+            message: Some("not two".into()),
+        };
+        user.answer(&id, &second, &no).await.unwrap();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+        assert_eq!(file(&stack, "named.txt").as_deref(), Some("one"));
+
+        // A new sidecar tells the same of both: it stands in the journal.
+        stack.kill_sidecar();
+        stack.start_sidecar();
+        stack.ready().await;
+        let mut again = Reader::default();
+        let all = |again: &Reader| again.ends() == 2;
+        stack.read(&mut again, &id, all).await;
+        for reader in [&reader, &again] {
+            let answers: Vec<_> = approvals(reader)
+                .into_iter()
+                .filter(|approval| approval.state != ApprovalState::Pending)
+                .map(|approval| (approval.state, approval.decided, approval.by.as_deref()))
+                .collect();
+            let caller = Some(DecidedBy::Caller);
+            assert_eq!(
+                answers,
+                [
+                    (ApprovalState::Approved, caller, Some("gateway:vera")),
+                    (ApprovalState::Rejected, caller, Some("gateway:ravi:ops")),
+                ]
+            );
+        }
     });
 }

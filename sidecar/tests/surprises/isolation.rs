@@ -135,6 +135,98 @@ fn no_module_of_workspace_or_home_runs_in_opencode() {
     });
 }
 
+/// Configuration in every place of workspace and HOME where one would look for it; all of it names a badger.
+fn plant_configuration(stack: &Stack) {
+    let (work, home) = (stack.dir.join("workspace"), stack.dir.join("home"));
+    let mark = |name: &str| stack.dir.join("tmp").join(format!("mark-{name}"));
+    let config = |name: &str| {
+        json!({
+            "agent": {"badger": {"prompt": "dig", "mode": "primary"}},
+            "command": {"badger": {"template": "dig"}},
+            "provider": {"badger": {"npm": "@ai-sdk/openai-compatible", "models": {"badger": {}}}},
+            "mcp": {"badger": {"type": "local", "command": ["touch", mark(name)], "enabled": true}},
+        })
+        .to_string()
+    };
+    let asset = "---\nname: badger\ndescription: badger\n---\ndig\n";
+    let mut files = Vec::new();
+    for (name, folder) in [
+        ("workspace", work.join(".opencode")),
+        ("home", home.join(".opencode")),
+        ("config", home.join(".config/opencode")),
+    ] {
+        for file in ["opencode.json", "opencode.jsonc", "config.json"] {
+            files.push((folder.join(file), config(name)));
+        }
+        for file in [
+            "agent/badger.md",
+            "agents/badger.md",
+            "command/badger.md",
+            "commands/badger.md",
+            "mode/badger.md",
+            "skill/badger/SKILL.md",
+            "skills/badger/SKILL.md",
+        ] {
+            files.push((folder.join(file), asset.to_owned()));
+        }
+    }
+    for file in ["opencode.json", "opencode.jsonc"] {
+        files.push((work.join(file), config("project")));
+    }
+    // What the program itself, which is a Bun, might take from its folder.
+    let module = format!("require('fs').writeFileSync({:?}, '')", mark("bun"));
+    files.push((work.join("badger.js"), module));
+    let preload = "preload = [\"./badger.js\"]\n";
+    files.push((work.join("bunfig.toml"), preload.to_owned()));
+    files.push((home.join(".bunfig.toml"), preload.to_owned()));
+    let environment = "OPENCODE_SERVER_USERNAME=badger\nBUN_OPTIONS=--preload=./badger.js\n";
+    files.push((work.join(".env"), environment.to_owned()));
+    for (path, text) in files {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+}
+
+/// What OpenCode was told by others than the sidecar, by where it shows.
+async fn badgers(stack: &Stack) -> Vec<&'static str> {
+    // The next process is there, and has looked around.
+    stack.play("SCENARIO:hello").await;
+    let mut found = Vec::new();
+    for path in [
+        "/agent",
+        "/command",
+        "/config",
+        "/config/providers",
+        "/mcp",
+        "/skill",
+    ] {
+        let told = stack.ask_opencode(path).await.to_string();
+        assert!(told.len() > 2 || path == "/mcp", "{path} tells nothing");
+        if told.contains("badger") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn no_file_of_workspace_or_home_configures_opencode() {
+    run(async {
+        let weak = Stack::start(setup(false)).await;
+        plant_configuration(&weak);
+        renew(&weak).await;
+        let found = badgers(&weak).await;
+        assert!(found.contains(&"/agent"), "not even without: {found:?}");
+        drop(weak);
+
+        let stack = Stack::start(setup(true)).await;
+        plant_configuration(&stack);
+        renew(&stack).await;
+        assert_eq!(badgers(&stack).await, [""; 0]);
+        assert!(marks(&stack).is_empty(), "{:?}", marks(&stack));
+    });
+}
+
 #[test]
 fn tools_learn_no_password_and_reach_no_port_of_the_pod() {
     run(async {

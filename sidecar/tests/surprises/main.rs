@@ -21,6 +21,7 @@ mod hostile;
 mod isolation;
 mod launch;
 mod observed;
+mod packages;
 mod policy;
 mod process;
 mod prompt;

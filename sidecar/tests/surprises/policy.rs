@@ -44,6 +44,17 @@ fn last(reader: &Reader) -> (ApprovalState, Option<DecidedBy>, String) {
     )
 }
 
+/// Asks that nobody answered in time, by the sidecar's metrics: approved, rejected.
+async fn by_deadline(stack: &Stack) -> (f64, f64) {
+    let metrics = stack.metrics().await;
+    let count = |decision: &str| {
+        let name =
+            format!("opencode_sidecar_approvals_total{{decision=\"{decision}\",by=\"deadline\"}}");
+        *metrics.get(&name).unwrap_or_else(|| panic!("{metrics:#?}"))
+    };
+    (count("approved"), count("rejected"))
+}
+
 #[test]
 fn rules_decide_by_what_a_tool_is_used_for() {
     run(async {
@@ -166,6 +177,7 @@ fn what_nobody_answers_is_refused_in_time_and_the_agent_goes_on() {
             (ApprovalState::Rejected, deadline, "deadline".into())
         );
         assert!(!stack.dir.join("workspace/never").exists());
+        assert_eq!(by_deadline(&stack).await, (0.0, 1.0));
 
         // Its deadline passes while the sidecar is away.
         stack.turn(&id, "SCENARIO:bash <<<touch never>>>").await;
@@ -180,6 +192,8 @@ fn what_nobody_answers_is_refused_in_time_and_the_agent_goes_on() {
             (ApprovalState::Rejected, deadline, "deadline".into())
         );
         assert!(!stack.dir.join("workspace/never").exists());
+        // A new sidecar counts from zero: it is this one that refused.
+        assert_eq!(by_deadline(&stack).await, (0.0, 1.0));
 
         let rules = json!({"policy": ask, "timeoutSeconds": 2, "onTimeout": "allow"});
         // Nothing but the log tells that the file was read again.
@@ -200,6 +214,7 @@ fn what_nobody_answers_is_refused_in_time_and_the_agent_goes_on() {
             (ApprovalState::Approved, deadline, "deadline".into())
         );
         assert!(stack.dir.join("workspace/allowed").exists());
+        assert_eq!(by_deadline(&stack).await, (1.0, 1.0));
     });
 }
 

@@ -3,11 +3,11 @@
 use crate::{
     double, process,
     reader::{End, Reader, calls, speaks},
-    stack::{Setup, Stack, run},
+    stack::{LONG, Setup, Stack, run},
 };
 use contract::{
     EventBody,
-    event::{StatusKind, TurnError},
+    event::{OutputSource, StatusKind, TurnError},
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -43,10 +43,18 @@ async fn counted(stack: &Stack, metric: &str) -> f64 {
         .unwrap_or_default()
 }
 
+/// Findings with this cause since the sidecar began.
+async fn found(stack: &Stack, cause: &str) -> f64 {
+    counted(
+        stack,
+        &format!("watchdog_findings_total{{cause=\"{cause}\"}}"),
+    )
+    .await
+}
+
 /// Plays a prompt that must end with this code because of this cause, counted; then the session goes on.
 async fn stopped(stack: &Stack, prompt: &str, cause: &str, code: TurnError) -> Reader {
-    let metric = format!("watchdog_findings_total{{cause=\"{cause}\"}}");
-    let before = counted(stack, &metric).await;
+    let before = found(stack, cause).await;
     let (id, mut reader) = stack.play(prompt).await;
     reader.failed(code);
     assert_eq!(
@@ -54,7 +62,7 @@ async fn stopped(stack: &Stack, prompt: &str, cause: &str, code: TurnError) -> R
         [(cause.to_owned(), "abort".to_owned())],
         "{prompt}"
     );
-    assert!(counted(stack, &metric).await > before, "{metric}");
+    assert_eq!(found(stack, cause).await, before + 1.0, "{cause}");
     stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
     reader.complete();
     reader
@@ -121,6 +129,11 @@ fn loops_are_stopped() {
             .filter(|body| matches!(body, EventBody::ToolCall(_)));
         assert!((4..8).contains(&called.count()));
         stopped(&stack, "SCENARIO:loop 200", "steps", TurnError::Loop).await;
+        // OpenCode asks again after an answer that does not say why it stops.
+        let no_reason =
+            "SCENARIO:script <<<- {repeat: 90, finish: none, parts: [{say: No reason}]}>>>";
+        let garbled = TurnError::ProviderGarbled;
+        stopped(&stack, no_reason, "garbled", garbled).await;
     });
 }
 
@@ -141,6 +154,8 @@ fn an_opencode_that_does_not_answer_is_restarted_and_remembers() {
             let watched = ("unresponsive".to_owned(), "watch".to_owned());
             assert_eq!(seen(reader), [watched]);
         }
+        // One hanging process is one finding, however many turns it hangs up.
+        assert_eq!(found(&stack, "unresponsive").await, 1.0);
         assert!(!process::lives(stalled));
         assert_eq!(process::with_words("sleep 98782"), [] as [u32; 0]);
         stack.play_on(&id, &mut reader, "SCENARIO:recall").await;
@@ -197,6 +212,7 @@ fn an_error_without_an_end_is_ended_with_that_error() {
         );
         assert!(error.error.contains("afterError"), "{error:?}");
         assert_eq!(seen(&reader), [("no_end".to_owned(), "abort".to_owned())]);
+        assert_eq!(found(&stack, "no_end").await, 1.0);
         // It did not obey the abort either.
         assert_eq!(reader.statuses(StatusKind::AgentRestarted).len(), 1);
         stack.ready().await;
@@ -224,6 +240,7 @@ fn much_memory_warns_turns_and_recycles_opencode_once_it_is_idle() {
         let told = |reader: &Reader| !reader.statuses(StatusKind::Watchdog).is_empty();
         stack.read(&mut reader, &id, told).await;
         assert_eq!(seen(&reader), [("memory".to_owned(), "watch".to_owned())]);
+        assert_eq!(found(&stack, "memory").await, 1.0);
         assert_eq!(stack.opencode().await, first);
         stack.read_turn(&mut reader, &id).await;
         reader.complete();
@@ -248,4 +265,58 @@ fn much_memory_warns_turns_and_recycles_opencode_once_it_is_idle() {
         tokio::time::sleep(Duration::from_secs(15)).await;
         assert_eq!(counted(&stack, metric).await, 1.0);
     });
+}
+
+/// In the cluster the shortest age is a minute; a pod's configuration is not so bounded.
+#[test]
+fn an_old_opencode_is_recycled_once_it_is_idle_and_remembers() {
+    run(async {
+        let age = Duration::from_secs(4);
+        let bounds = config(json!({"recycleAfterSeconds": age.as_secs()}));
+        let stack = Stack::start(Setup::default().config(bounds)).await;
+        let metric = "opencode_recycles_total{why=\"age\"}";
+        let id = stack.begin("REMEMBER:ibex SCENARIO:hello").await;
+        let mut reader = Reader::default();
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+
+        // A turn that runs is left alone, though OpenCode comes of age meanwhile.
+        stack.turn(&id, "SCENARIO:slow 300 20").await;
+        let spoke = |reader: &Reader| reader.ends() == 1 && speaks_in(reader, 2);
+        stack.read(&mut reader, &id, spoke).await;
+        let (old, began) = (stack.process().await, Instant::now());
+        let recycled = counted(&stack, metric).await;
+        stack.read_turn(&mut reader, &id).await;
+        reader.complete();
+        assert!(began.elapsed() > age, "{:?}", began.elapsed());
+
+        let deadline = Instant::now() + LONG;
+        while counted(&stack, metric).await == recycled {
+            assert!(Instant::now() < deadline, "too old\n{}", stack.logs());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Meanwhile: OpenCode is stopped and needs seconds to be back.
+        stack.turn(&id, "SCENARIO:recall").await;
+        let away = counted(&stack, "opencode_away_seconds_count").await;
+        assert_eq!(away, recycled, "it was back before the turn came");
+        stack.read_turn(&mut reader, &id).await;
+        assert!(reader.complete().final_message.contains("ibex"));
+        assert_eq!(seen(&reader), [], "age is no finding");
+        assert!(reader.statuses(StatusKind::AgentRestarted).is_empty());
+        assert!(!process::lives(old.1));
+        let (starts, pid) = stack.process().await;
+        assert!(starts > old.0 && pid != old.1, "{starts} starts, {old:?}");
+        for other in ["memory", "configuration"] {
+            let metric = format!("opencode_recycles_total{{why=\"{other}\"}}");
+            assert_eq!(counted(&stack, &metric).await, 0.0, "{metric}");
+        }
+        assert_eq!(counted(&stack, "watchdog_restarts_total").await, 0.0);
+    });
+}
+
+/// Whether the assistant said something in this turn.
+fn speaks_in(reader: &Reader, turn: u32) -> bool {
+    reader.events.iter().any(|event| {
+        event.turn == turn && matches!(&event.body, EventBody::Output(output) if output.source == OutputSource::Assistant)
+    })
 }

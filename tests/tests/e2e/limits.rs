@@ -4,10 +4,7 @@ use contract::{
     EventBody, SessionId, client::ClientError, event::TurnError, session::CreateSession,
 };
 use serde_json::json;
-use tests::{
-    Session, eventually, run,
-    session::{READY, TURN},
-};
+use tests::{Session, eventually, run, session::READY};
 
 #[test]
 fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
@@ -63,7 +60,6 @@ fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
             .map(|c| c.restart_count)
             .sum::<i32>();
         assert_eq!(restarts, 0);
-        let _ = TURN;
     });
 }
 
@@ -107,5 +103,52 @@ fn a_budget_ends_turns_and_is_raised_without_another_pod() {
             }
         })
         .await;
+    });
+}
+
+#[test]
+fn a_container_that_is_nearly_full_gets_a_new_opencode_once_it_is_idle() {
+    run("memory", |ns| async move {
+        let patch = json!({
+            "agent": {"resources": {"limits": {"memory": "1Gi"}}},
+            "limits": {"watchdog": {"memoryPercent": 70}},
+        });
+        let (session, _model) = Session::apply(&ns, "ptarmigan", None, patch).await;
+        session.ready().await;
+        // It stays behind and holds 450 MB: OpenCode alone is far below the bound.
+        let hoard = "( (head -c 450000000 /dev/zero; exec sleep 3600) | tail -c 900000000 ) >/dev/null 2>&1 </dev/null & echo started";
+        let id = session
+            .create("hoards", "REMEMBER:ibex SCENARIO:hello")
+            .await;
+        session.read(&id).await.completed();
+        session
+            .turn(&id, &format!("SCENARIO:bash <<<{hoard}>>>"))
+            .await;
+        session.read(&id).await.completed();
+        let tails = "cat /proc/[0-9]*/comm | grep -cx tail";
+        assert_eq!(
+            session.exec("agent", &["sh", "-c", tails]).await.out.trim(),
+            "1"
+        );
+
+        let metric = "opencode_sidecar_opencode_recycles_total{why=\"memory\"} 1";
+        eventually("OpenCode is started anew", READY, || async {
+            let metrics = session.metrics().await?;
+            if metrics.lines().any(|line| line == metric) {
+                Ok(())
+            } else {
+                Err(metrics)
+            }
+        })
+        .await;
+        session.ready().await;
+        session.turn(&id, "SCENARIO:recall").await;
+        let history = session.read(&id).await;
+        let last = &history.completed().final_message;
+        assert!(last.contains("ibex"), "{last}");
+        assert_eq!(
+            session.exec("agent", &["sh", "-c", tails]).await.out.trim(),
+            "0"
+        );
     });
 }

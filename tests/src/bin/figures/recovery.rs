@@ -83,18 +83,7 @@ pub(crate) async fn recycled(ns: &Namespace, report: &mut String) {
 
 /// How often OpenCode was away, and for how many seconds in all.
 async fn away(session: &Session) -> Result<(f64, f64), String> {
-    let text = reqwest::Client::builder()
-        .no_proxy()
-        .build()
-        .expect("a client")
-        .get(format!("{}/metrics", session.url().await))
-        .bearer_auth(&session.token)
-        .send()
-        .await
-        .map_err(|e| e.to_string())?
-        .text()
-        .await
-        .map_err(|e| e.to_string())?;
+    let text = session.metrics().await?;
     let value = |name: &str| {
         let name = format!("opencode_sidecar_opencode_away_seconds_{name} ");
         let value = text.lines().find_map(|line| line.strip_prefix(&name));
