@@ -98,6 +98,20 @@ fn only_listed_hosts_are_reached_and_only_through_the_proxy() {
             .await
             .expect("JSON");
         assert_eq!(report["refused"][0]["host"], "stranger", "{report}");
+        // What it prints is what a spec takes: applied, the host is listed (and then refused for its address).
+        let fragment = report["fragment"].as_str().expect("YAML");
+        let spec = format!("spec:\n  {}", fragment.trim_end().replace('\n', "\n  "));
+        let patch = ["patch", "ocs", "burrow", "--type=merge", "--patch", &spec];
+        ns.kubectl(&patch, "").await;
+        let mut out = String::new();
+        for attempt in 0..20 {
+            let id = format!("learned-{attempt}");
+            out = turn(&session, &id, &through("HTTPS_PROXY", "stranger")).await;
+            if out.contains("private: true") {
+                break;
+            }
+        }
+        assert!(out.contains("private: true"), "{out}");
         let isolated = session.condition("Isolated").await;
         assert!(isolated.starts_with("True"), "{isolated}");
     });

@@ -105,6 +105,13 @@ async fn story(store: &Store) {
     }
     store.begin_turn(&session, turn(4)).await.unwrap();
     session.note(Note::TakenUp { turn: 4, at: now() }).unwrap();
+    for (kind, why) in [
+        (StatusKind::Watchdog, "the tool digs in vain"),
+        (StatusKind::AgentRestarted, "it did not obey"),
+    ] {
+        let status = EventBody::Status(Status::new(kind, why));
+        session.append(event(4, status)).unwrap();
+    }
     let ticket = session.append(event(4, text(0))).unwrap();
     store.durable(&session, ticket).await.unwrap();
 }
@@ -152,7 +159,7 @@ async fn deleting_or_garbling_the_files_loses_nothing() {
             digest.restarts,
             digest.first_event
         ),
-        (7, 1, 1)
+        (7, 2, 1)
     );
     for part in [
         "# hare\n",
@@ -165,6 +172,8 @@ async fn deleting_or_garbling_the_files_loses_nothing() {
         "turn 2 was cancelled after … s",
         "turn 3 failed after … s (agent_died): `it ended`",
         "took turn 4 up again",
+        "turn 4: the watchdog saw: `the tool digs in vain`",
+        "turn 4: OpenCode was restarted: `it did not obey`",
     ] {
         let said = without_durations(&decisions);
         assert!(said.contains(part), "{part:?} is not in:\n{said}");
