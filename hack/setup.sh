@@ -19,6 +19,9 @@ command -v rg >/dev/null || packages="$packages ripgrep"
 command -v cc >/dev/null || packages="$packages gcc libc6-dev"
 command -v curl >/dev/null || packages="$packages curl"
 command -v shellcheck >/dev/null || packages="$packages shellcheck"
+# Package managers are run through the egress proxy, in a network of their own.
+command -v ip >/dev/null || packages="$packages iproute2"
+python3 -m pip --version >/dev/null 2>&1 || packages="$packages python3-pip"
 if [ "${1:-}" = clients ]; then
   command -v chromium >/dev/null || packages="$packages chromium"
   python3 -m venv --help >/dev/null 2>&1 || packages="$packages python3-venv"

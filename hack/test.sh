@@ -45,19 +45,20 @@ finish() {
 
 suite "setup" hack/setup.sh || finish
 # On a new machine the cluster's binaries are compiled beside all else that only compiles; tests run alone.
-deploy/local/cluster.sh prepare >"$LOGS/prepare-cluster.log" 2>&1 6>&- 7>&- </dev/null &
+setsid deploy/local/cluster.sh prepare >"$LOGS/prepare-cluster.log" 2>&1 6>&- 7>&- </dev/null &
 prepared=$!
+trap 'kill -- "-$prepared" 2>/dev/null || true' EXIT
 # What needs no cluster may fail without keeping the rest from being tested.
 suite "format" cargo fmt --all --check || true
 suite "lints" in_sources cargo clippy --workspace --all-targets --locked -- -D warnings || true
 suite "shell scripts" hack/shellcheck.sh || true
-suite "scripts" hack/scripts-test.sh || true
 suite "licences and sources" cargo deny check bans licenses sources || true
 suite "generated files" hack/generate.sh --check || true
 suite "compile tests" in_sources cargo test --no-run "${UNITS[@]}" || true
 suite "compile end to end" in_sources cargo test --no-run --locked -p tests || true
 # What fails here the suite "cluster" meets again and tells.
 wait "$prepared" || say "the cluster's binaries are not there yet: $LOGS/prepare-cluster.log"
+suite "scripts" hack/scripts-test.sh || true
 suite "unit" hack/unit.sh || true
 suite "clients" hack/clients-test.sh || true
 suite "images" deploy/images.sh build || finish

@@ -131,6 +131,10 @@ impl Supervisor {
                 return io_failure("the process before does not end");
             }
         }
+        // Who shuts down waits for the slot, and only then stops what it finds.
+        if self.closing.is_cancelled() {
+            return io_failure("the runner is stopping");
+        }
         let generation = self.spawn(&mut slot, launch, &confined);
         if confined.isolation.is_none() {
             let this = Arc::clone(self);

@@ -143,6 +143,27 @@ fn a_start_anew_replaces_an_equal_one_once_all_is_ready() {
 }
 
 #[test]
+fn nothing_is_started_anew_once_the_runner_is_to_stop() {
+    let mut runner = Runner::start_with(&[("RUNNER_GRACE_MS", "600000")]);
+    let launch = shell("trap 'touch asked' TERM; touch up; while :; do sleep 0.1; done");
+    runner.launch(&launch);
+    eventually("the trap", || runner.path("w/up").exists());
+    let start = Request::Start { launch, anew: true };
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| runner.ask(&start));
+        // The one before does not go; meanwhile the runner is told to.
+        eventually("the stop", || runner.path("w/asked").exists());
+        runner.signal(Signal::TERM);
+        eventually("the end", || runner.log().contains("\"stopping\""));
+        runner.signal(Signal::TERM);
+        let answer = asked.join().unwrap();
+        assert!(matches!(answer, Reply::Failed { .. }), "{answer:?}");
+    });
+    assert_eq!(runner.log().matches("\"OpenCode started\"").count(), 1);
+    assert!(runner.end(PATIENCE).is_some());
+}
+
+#[test]
 fn starts_at_once_make_one_process() {
     let runner = Runner::start();
     let mark = marker();

@@ -156,6 +156,7 @@ impl Agent {
             told,
             commands,
             process: None,
+            anew: false,
             starts_before: 0,
             failures: 0,
         };

@@ -37,6 +37,7 @@ pub(crate) struct Reader {
 /// A piece on its way; the reader goes on when it is dropped.
 struct OnItsWay {
     bytes: Bytes,
+    _run: Arc<Run>,
     _sent: oneshot::Sender<()>,
 }
 
@@ -147,7 +148,9 @@ impl Reader {
         if last < next {
             return Ok(None);
         }
-        let run = if last - self.after > NEAR {
+        let run = if let Some(run) = self.tail.get(next) {
+            Some(run)
+        } else if last - self.after > NEAR {
             let place = PLACES.try_acquire().ok();
             let most = place.as_ref().map_or(SMALL_BYTES, |_| BATCH_BYTES);
             self.run(most, place).await?
@@ -161,12 +164,14 @@ impl Reader {
             }
         };
         let Some(run) = run else { return Ok(None) };
+        self.tail.remember(&run);
         let mut piece = run.piece(self.after, until);
         self.after = piece.last;
         let (dropped, sent) = oneshot::channel();
         self.sent = Some(sent);
         piece.bytes = Bytes::from_owner(OnItsWay {
             bytes: piece.bytes,
+            _run: run,
             _sent: dropped,
         });
         Ok(Some(piece))

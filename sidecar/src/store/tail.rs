@@ -9,18 +9,22 @@ use bytes::Bytes;
 use contract::{Epoch, Event};
 use journal::Batch;
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     io::Write,
     ops::RangeInclusive,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
 };
 use tokio::sync::{Notify, SemaphorePermit};
 
-/// Most bytes kept for the readers of a session; a larger run is kept alone.
-const TAIL_BYTES: usize = 256 * 1024;
+/// Most memory kept for the readers of a session; a larger run is kept alone.
+const TAIL_BYTES: usize = 64 * 1024;
+/// What a run takes beside its bytes, about.
+const OVERHEAD: usize = 256;
+/// A run above this is one large event: nobody keeps a copy of its own of it.
+const LARGE: usize = 64 * 1024;
 
 /// Events as a stream sends them.
 pub(crate) struct Piece {
@@ -88,6 +92,10 @@ impl Run {
         })
     }
 
+    fn size(&self) -> usize {
+        self.bytes.len() + self.ends.len() * size_of::<u32>() + OVERHEAD
+    }
+
     fn events(&self) -> RangeInclusive<u64> {
         self.first..=self.first + self.ends.len() as u64 - 1
     }
@@ -114,6 +122,8 @@ impl Run {
 #[derive(Default)]
 pub(super) struct Tail {
     runs: Mutex<VecDeque<Arc<Run>>>,
+    /// Large ones that a stream still holds, by their first event.
+    large: Mutex<BTreeMap<u64, Weak<Run>>>,
     reading: AtomicBool,
     read: Notify,
 }
@@ -158,10 +168,27 @@ impl Tail {
         }
     }
 
-    fn get(&self, n: u64) -> Option<Arc<Run>> {
-        let runs = self.runs();
-        let run = runs.iter().rev().find(|run| run.events().contains(&n))?;
-        Some(Arc::clone(run))
+    /// The run with event `n`, if somebody keeps it.
+    pub(super) fn get(&self, n: u64) -> Option<Arc<Run>> {
+        let kept = |runs: &VecDeque<Arc<Run>>| {
+            let run = runs.iter().rev().find(|run| run.events().contains(&n));
+            run.map(Arc::clone)
+        };
+        kept(&self.runs()).or_else(|| self.large().get(&n)?.upgrade())
+    }
+
+    /// Others who come to it while somebody holds it get it too.
+    pub(super) fn remember(&self, run: &Arc<Run>) {
+        if run.bytes.len() > LARGE {
+            let mut large = self.large();
+            large.retain(|_, run| run.strong_count() > 0);
+            large.insert(run.first, Arc::downgrade(run));
+        }
+    }
+
+    fn large(&self) -> MutexGuard<'_, BTreeMap<u64, Weak<Run>>> {
+        // As below.
+        self.large.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Numbers of the events that are kept.
@@ -182,9 +209,9 @@ impl Reading<'_> {
     pub(super) fn share(&self, run: &Arc<Run>) {
         let mut runs = self.0.runs();
         runs.push_back(Arc::clone(run));
-        let mut bytes: usize = runs.iter().map(|run| run.bytes.len()).sum();
+        let mut bytes: usize = runs.iter().map(|run| run.size()).sum();
         while runs.len() > 1 && bytes > TAIL_BYTES {
-            bytes -= runs.pop_front().map_or(0, |run| run.bytes.len());
+            bytes -= runs.pop_front().map_or(0, |run| run.size());
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::agent::{
 use crate::watchdog::Cause;
 use contract::{
     event::TurnError,
-    runner::{Phase, Probe, State},
+    runner::{Failure, Phase, Probe, State},
 };
 use std::time::Duration;
 use tokio::{
@@ -39,6 +39,8 @@ pub(super) struct Supervisor {
     pub(super) commands: mpsc::Receiver<Restart>,
     /// The last process seen.
     pub(super) process: Option<Process>,
+    /// That one is to make place for another, whatever else happens to the runner meanwhile.
+    pub(super) anew: bool,
     /// Starts by former runners.
     pub(super) starts_before: u64,
     /// Ends of OpenCode, or starts that failed, since it last was well for long.
@@ -82,8 +84,6 @@ impl Supervisor {
 
     /// Keeps OpenCode running until the runner is gone; returns why.
     async fn with_runner(&mut self, watch: &mut Watch, mut state: State) -> String {
-        // The process that runs is to make place for another.
-        let mut anew = false;
         loop {
             let unsupported = match &state.phase {
                 Phase::Unsupported { message } => Some(clip(message, WORDS_MAX)),
@@ -100,6 +100,7 @@ impl Supervisor {
             self.meanwhile(sleep(pause)).await;
             let launch = self.due.launch.borrow_and_update().clone();
             let runner = self.runner.clone();
+            let anew = self.anew;
             let start = async move {
                 match anew {
                     true => runner.start_anew(launch).await,
@@ -107,7 +108,20 @@ impl Supervisor {
                 }
             };
             match self.meanwhile(start).await {
-                Ok(now) => (state, anew) = (now, false),
+                Ok(now) => state = now,
+                // A runner of before this request knew it: in two steps then.
+                Err(RunnerError::Failed {
+                    code: Failure::BadRequest,
+                    ..
+                }) if anew => {
+                    self.anew = false;
+                    let (runner, grace) = (self.runner.clone(), self.timings.stop_grace);
+                    let stopped = self.meanwhile(async move { runner.stop(grace).await });
+                    if let Err(error) = stopped.await {
+                        tracing::warn!(%error, "OpenCode could not be stopped");
+                    }
+                    continue;
+                }
                 Err(error @ RunnerError::Failed { .. }) => {
                     self.failures += 1;
                     tracing::error!(%error, "OpenCode could not be started");
@@ -156,7 +170,7 @@ impl Supervisor {
                     self.due.metrics.recycled(why);
                     self.stopped = Some(Instant::now());
                     self.down(why.text(), TurnError::AgentDied);
-                    anew = true;
+                    self.anew = true;
                 }
             }
         }
@@ -182,6 +196,7 @@ impl Supervisor {
             generation: state.generation,
         };
         let new = self.process.as_ref() != Some(&process);
+        self.anew &= !new;
         tracing::info!(new, generation = state.generation, "OpenCode runs");
         if let Some(last) = self.process.replace(process.clone())
             && last.runner_id != process.runner_id

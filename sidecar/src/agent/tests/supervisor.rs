@@ -5,7 +5,10 @@ mod starting;
 mod world;
 
 use super::idle;
-use crate::agent::{router::FromAgent, supervisor::AgentState, timings::Timings};
+use crate::{
+    agent::{router::FromAgent, supervisor::AgentState, timings::Timings},
+    watchdog::Patience,
+};
 use contract::event::TurnError;
 use runner::{RunnerDouble, RunnerShared};
 use std::{
@@ -342,6 +345,47 @@ async fn a_new_launch_waits_until_nobody_listens() {
     // One step, so that the next is made ready while the one before still runs.
     assert_eq!((runner.starts(), runner.stops()), (2, 0));
     assert!(runner.asked_anew());
+}
+
+#[tokio::test]
+async fn a_process_that_is_to_be_replaced_is_though_the_runner_was_lost_meanwhile() {
+    let (_dir, path) = socket();
+    let runner = RunnerDouble::start(&path, "r1");
+    let oc = Arc::new(Oc::default());
+    let server = oc.serve(None).await;
+    let mut world = world(&path, server.port);
+    world.ready().await;
+    runner.shared.lost.store(1, Ordering::SeqCst);
+    let age = |age| move |patience: &mut Patience| patience.recycle_after = age;
+    world
+        .patience
+        .send_modify(age(Some(Duration::from_millis(50))));
+    timeout(LONG, until(|| runner.starts() > 1)).await.unwrap();
+    // It never comes of age again: what was due is remembered.
+    world.patience.send_modify(age(None));
+    let state = world
+        .when("replaced", |s| s.ready && s.generation == 2)
+        .await;
+    assert_eq!(state.starts, 2);
+    assert!(runner.asked_anew());
+    assert_eq!(runner.starts(), 3, "once, and once again");
+}
+
+#[tokio::test]
+async fn a_runner_of_before_is_asked_in_two_steps() {
+    let (_dir, path) = socket();
+    let runner = RunnerDouble::start(&path, "r1");
+    runner.shared.old.store(true, Ordering::SeqCst);
+    let oc = Arc::new(Oc::default());
+    let server = oc.serve(None).await;
+    let mut world = world(&path, server.port);
+    world.ready().await;
+    world.launch.send_replace(launch("two"));
+    world
+        .when("renewed", |s| s.ready && s.generation == 2)
+        .await;
+    assert_eq!((runner.starts(), runner.stops()), (3, 1));
+    assert!(!runner.asked_anew());
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Readers near the end of a session, who read for one another.
 
-use super::{super::reader::Reader, Disk, created, turn, world};
+use super::{super::reader::Reader, Disk, created, end, turn, world};
 use crate::store::{
     Store,
     session::{Session, now},
@@ -184,4 +184,75 @@ async fn every_reader_gets_the_same_bytes_however_fast_it_is() {
         assert!(*sent == whole, "reader {n} got other bytes");
     }
     assert_eq!(session.tail().events(), None, "kept for nobody");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_holds_one_piece_at_most() {
+    let (_dir, _disk, store) = world();
+    let (session, _running) = store.create(created("yew"), None, turn(1)).await.unwrap();
+    let begin = session.view().borrow().position.last;
+    for n in 1..=2 {
+        add(&store, &session, text(n, 20_000)).await;
+    }
+    let mut reader = reader(&session, begin);
+    let first = reader.next_sse(None).await.unwrap().unwrap();
+    assert_eq!(reader.after(), begin + 1, "one that is larger than a piece");
+    let waits = tokio::time::timeout(Duration::from_millis(200), reader.next_sse(None)).await;
+    assert!(waits.is_err(), "the first one is still there");
+    drop(first);
+    let second = tokio::time::timeout(LONG, reader.next_sse(None)).await;
+    assert!(second.unwrap().unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_who_stop_at_a_large_event_hold_it_once() {
+    let (_dir, disk, store) = world();
+    let (session, _running) = store.create(created("fir"), None, turn(1)).await.unwrap();
+    let begin = session.view().borrow().position.last;
+    add(&store, &session, text(0, 1 << 20)).await;
+    // Far enough for nobody to share by being near.
+    for n in 1..=1100 {
+        session.append(text(n, 10)).unwrap();
+    }
+    add(&store, &session, text(1101, 10)).await;
+    let before = reads(&disk);
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        let mut reader = reader(&session, begin);
+        let piece = reader.next_sse(None).await.unwrap().unwrap();
+        held.push((piece.bytes.as_ptr(), piece, reader));
+    }
+    assert!(held.iter().all(|(at, ..)| *at == held[0].0), "copies");
+    let read = reads(&disk) - before;
+    assert!(read < 10, "{read} reads");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_piece_ends_with_the_turn_that_the_reader_came_for() {
+    let (_dir, _disk, store) = world();
+    let (session, running) = store.create(created("elder"), None, turn(1)).await.unwrap();
+    let begin = session.view().borrow().position.last;
+    end(&store, &session, &running).await;
+    let first = session.view().borrow().position.last;
+    let running = store.begin_turn(&session, turn(2)).await.unwrap();
+    session
+        .append(Event {
+            turn: 2,
+            ..text(1, 10)
+        })
+        .unwrap();
+    end(&store, &session, &running).await;
+    let second = session.view().borrow().position.last;
+    assert!(second > first + 1);
+    // One run holds both ends.
+    for (until, last, ends) in [
+        (Some(1), first, true),
+        (Some(2), second, true),
+        (Some(3), second, false),
+        (None, second, false),
+    ] {
+        let mut reader = reader(&session, begin);
+        let piece = reader.next_sse(until).await.unwrap().unwrap();
+        assert_eq!((piece.last, piece.ends), (last, ends), "until {until:?}");
+    }
 }

@@ -30,6 +30,10 @@ pub(super) struct RunnerShared {
     pub(super) unsupported: Mutex<Option<String>>,
     /// How many starts fail.
     pub(super) failing: AtomicU32,
+    /// How many starts are neither carried out nor answered.
+    pub(super) lost: AtomicU32,
+    /// Whether it is of a time when no start replaced a process.
+    pub(super) old: AtomicBool,
     /// Whether watches are closed at once.
     pub(super) closes_watches: AtomicBool,
 }
@@ -135,6 +139,18 @@ async fn answer(stream: UnixStream, state: watch::Sender<State>, shared: Arc<Run
         }),
         Request::Start { launch, anew } => {
             let fails = |n: u32| n.checked_sub(1);
+            let (set, get) = (Ordering::SeqCst, Ordering::SeqCst);
+            if shared.lost.fetch_update(set, get, fails).is_ok() {
+                return;
+            }
+            if anew && shared.old.load(get) {
+                let refused = Reply::Failed {
+                    code: Failure::BadRequest,
+                    message: "unknown field `anew`".into(),
+                };
+                let _ = write(&mut stream, &refused).await;
+                return;
+            }
             if shared
                 .failing
                 .fetch_update(Ordering::SeqCst, Ordering::SeqCst, fails)

@@ -84,6 +84,7 @@ pub(super) struct World {
     pub(super) agent: Agent,
     pub(super) state: watch::Receiver<AgentState>,
     pub(super) launch: watch::Sender<Launch>,
+    pub(super) patience: watch::Sender<Patience>,
     pub(super) shutdown: CancellationToken,
     pub(super) task: JoinHandle<()>,
 }
@@ -151,6 +152,7 @@ pub(super) fn world_with(socket: &Path, port: u16, timings: Timings) -> World {
         state: agent.state(),
         agent,
         launch: sender,
+        patience: patience.0,
         shutdown,
         task,
     }
