@@ -8,6 +8,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// Writes the pod's configuration, with the provider and model of all stacks that name no other. Every
@@ -56,10 +57,22 @@ pub(crate) fn mount(dir: &Path, name: &str, size: &str) {
     std::os::unix::fs::symlink(volume.join("d"), dir.join(name)).unwrap();
 }
 
+/// Ports that nobody listens on, and that nobody gets by chance before they are used: each is given once by this
+/// process, from below those that the kernel gives to whoever connects.
 pub(crate) fn free_ports<const N: usize>() -> [u16; N] {
-    // All open at once, so that they differ.
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    listeners.map(|listener| listener.local_addr().unwrap().port())
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    [(); N].map(|()| {
+        loop {
+            // Another process of tests begins elsewhere.
+            let n = GIVEN.fetch_add(1, Ordering::Relaxed) + std::process::id() * 512;
+            let port = u16::try_from(FIRST + n % COUNT).unwrap();
+            if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+                return port;
+            }
+        }
+    })
 }
 
 fn opencode() -> PathBuf {
