@@ -37,6 +37,7 @@ pub(crate) struct Reader {
 /// A piece on its way; the reader goes on when it is dropped.
 struct OnItsWay {
     bytes: Bytes,
+    /// Whose bytes these are.
     _run: Arc<Run>,
     _sent: oneshot::Sender<()>,
 }

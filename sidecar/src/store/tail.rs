@@ -23,7 +23,7 @@ use tokio::sync::{Notify, SemaphorePermit};
 const TAIL_BYTES: usize = 64 * 1024;
 /// What a run takes beside its bytes, about.
 const OVERHEAD: usize = 256;
-/// A run above this is one large event: nobody keeps a copy of its own of it.
+/// A run above this (a large event, or a large piece) is shared far from the end, too.
 const LARGE: usize = 64 * 1024;
 
 /// Events as a stream sends them.
@@ -35,20 +35,8 @@ pub(crate) struct Piece {
     pub ends: bool,
 }
 
-/// Held as long as the bytes of a run are.
+/// The right to a large run; given back with it.
 pub(super) type Place = SemaphorePermit<'static>;
-
-/// The memory of a run.
-struct Memory {
-    bytes: Vec<u8>,
-    _place: Option<Place>,
-}
-
-impl AsRef<[u8]> for Memory {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
 
 /// Consecutive events in their sent form.
 pub(super) struct Run {
@@ -58,6 +46,7 @@ pub(super) struct Run {
     ends: Vec<u32>,
     /// Events that end a turn, and which one.
     turns: Vec<(u64, u32)>,
+    _place: Option<Place>,
 }
 
 impl Run {
@@ -83,12 +72,10 @@ impl Run {
         }
         Some(Self {
             first,
-            bytes: Bytes::from_owner(Memory {
-                bytes,
-                _place: place,
-            }),
+            bytes: bytes.into(),
             ends,
             turns,
+            _place: place,
         })
     }
 
