@@ -46,9 +46,9 @@ env HOST=127.0.0.1 PORT="$port" PROXY_PORT="$proxy_port" OPENCODE_PORT="$opencod
 pids+=($!)
 until curl -sf -o "$dir/ready.json" "http://127.0.0.1:$port/ready"; do
   for pid in "${pids[@]}"; do
-    kill -0 "$pid" 2>/dev/null || { tail -5 "$dir"/*.log >&2; fail "a process ended; its log is above."; }
+    kill -0 "$pid" 2>/dev/null || { tail -n 5 "$dir"/*.log >&2; fail "a process ended; its log is above."; }
   done
-  ((SECONDS - started < 60)) || { tail -5 "$dir"/*.log >&2; fail "not ready after 60 s; the logs are above."; }
+  ((SECONDS - started < 60)) || { tail -n 5 "$dir"/*.log >&2; fail "not ready after 60 s; the logs are above."; }
   sleep 0.1
 done
 curl -sf -X POST "http://127.0.0.1:$port/sessions" -H "Authorization: Bearer $token" -H 'Content-Type: application/json' \
@@ -60,5 +60,5 @@ say ""
 say "logs: $dir/*.log    workspace: $dir/workspace    end: Ctrl-C"
 wait -n "${pids[@]}" || true
 say "a process ended:"
-tail -3 "$dir"/*.log >&2
+tail -n 3 "$dir"/*.log >&2
 exit 1

@@ -2,12 +2,14 @@
 // the token that a browser cannot send, and cuts each stream after a few events, in the middle of one.
 //   node cut.mjs SIDECAR_URL OUT_DIR    (token in OPENCODE_TOKEN); prints its port
 // GET  /stream/SESSION   the sidecar's stream, cut the first times
+// GET  /cuts/SESSION     how often a client's stream (?client=NAME) was really cut
 // GET  /page/SESSION     a page that reads it with EventSource and posts what it got to /got/NAME
 import { createServer, request } from "node:http";
 import { writeFileSync } from "node:fs";
 const [base, out] = process.argv.slice(2);
 const token = process.env.OPENCODE_TOKEN;
 const cuts = new Map(); // client and session → connections so far
+const made = new Map(); // the same → cuts so far
 const CUTS = Number(process.env.CUTS ?? 25);
 const NAMES = ["status", "output", "tool_call", "tool_result", "approval", "error", "complete", "gap"];
 
@@ -36,8 +38,9 @@ const server = createServer((req, res) => {
     req.on("end", () => (writeFileSync(`${out}/${name}.json`, Buffer.concat(chunks)), res.writeHead(204).end()));
     return;
   }
-  if (what !== "stream") return res.writeHead(404).end();
   const key = url.searchParams.get("client") + name;
+  if (what === "cuts") return res.writeHead(200).end(String(made.get(key) ?? 0));
+  if (what !== "stream") return res.writeHead(404).end();
   const connection = (cuts.get(key) ?? 0) + 1;
   cuts.set(key, connection);
   const headers = { authorization: `Bearer ${token}`, accept: "text/event-stream" };
@@ -47,9 +50,11 @@ const server = createServer((req, res) => {
     // Anywhere, also within an event, a line or a character; the first bytes are the retry time.
     let left = connection > CUTS ? Infinity : 40 + ((connection * 7919) % 1500);
     answer.on("data", (chunk) => {
+      if (left === 0) return;
       // The reader's pause between attempts is the server's wish: here it must be short.
       chunk = Buffer.from(chunk.toString("latin1").replace(/^retry: \d+$/m, "retry: 20"), "latin1");
       if (chunk.length < left) return (left -= chunk.length), void res.write(chunk);
+      made.set(key, (made.get(key) ?? 0) + 1);
       res.write(chunk.subarray(0, left), () => (res.destroy(), up.destroy()));
       left = 0;
     });
