@@ -20,9 +20,10 @@ const BATCH_BYTES: usize = 256 * 1024;
 const SMALL_BYTES: usize = 8 * 1024;
 /// How many events before the last one "near the end" is.
 const NEAR: u64 = 1024;
-/// Large pieces that all streams of the process may hold, 16 MiB in all: with thousands of readers
-/// that do not read, memory is bounded by this and a small piece for each. Nobody waits for one.
-static PLACES: Semaphore = Semaphore::const_new(64);
+/// Large pieces that all streams of the process may hold, 16 MiB in all (as sent, one has up to a third more
+/// than on disk): with thousands of readers that do not read, memory is bounded by this and a small
+/// piece for each. Nobody waits for one.
+static PLACES: Semaphore = Semaphore::const_new(48);
 
 /// A position in a session, ready to be read on from.
 pub(crate) struct Reader {

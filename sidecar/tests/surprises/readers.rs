@@ -197,8 +197,11 @@ fn readers_that_never_read_are_bounded_together() {
         let readers = if long() { 1000 } else { 200 };
         let idle = pss(&stack);
         let mut asleep = Vec::new();
-        for _ in 0..readers {
-            asleep.push(ask(&stack, &id, None, 2048).await);
+        let epoch = reader.cursor().unwrap().epoch;
+        for n in 0..readers {
+            // From many places, so that few come to the same piece.
+            let n = n % (far as u64 / 2);
+            asleep.push(ask(&stack, &id, Some(Cursor { epoch, n }), 2048).await);
         }
         // All have their first bytes, and then nothing moves any more.
         for stream in &asleep {
