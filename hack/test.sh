@@ -58,6 +58,8 @@ suite "compile tests" in_sources cargo test --no-run "${UNITS[@]}" || true
 suite "compile end to end" in_sources cargo test --no-run --locked -p tests || true
 # What fails here the suite "cluster" meets again and tells.
 wait "$prepared" || say "the cluster's binaries are not there yet: $LOGS/prepare-cluster.log"
+# Its number may be another process's by now.
+trap - EXIT
 suite "scripts" hack/scripts-test.sh || true
 suite "unit" hack/unit.sh || true
 suite "clients" hack/clients-test.sh || true
