@@ -64,7 +64,7 @@ impl WatchMetrics {
         );
         registry.register(
             "watchdog_restarts",
-            "Restarts of OpenCode because it did not come to rest or did not answer",
+            "Restarts of OpenCode because it did not come to rest, did not answer or could run no turn any more",
             self.restarts.clone(),
         );
         registry.register(

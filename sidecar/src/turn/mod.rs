@@ -6,10 +6,11 @@
 mod asks;
 mod checkpoint;
 mod follow;
+mod stop;
 mod watched;
 
 use crate::{
-    agent::{map::TurnMap, opencode::Activity, supervisor::Agent},
+    agent::{map::TurnMap, supervisor::Agent},
     app::App,
     checkpoints::gate::Working,
     proxy::{Target, TurnLink},
@@ -24,13 +25,8 @@ use contract::{
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 
-/// How long an aborted OpenCode may take to become idle. With the bounds below and the runner's grace
-/// for a restart it fits into what the process has after SIGTERM.
-const ABORT_BOUND: Duration = Duration::from_secs(8);
 /// How often a key that is not there is looked for.
 const KEY_POLL: Duration = Duration::from_millis(200);
-/// How long one look at the stored messages may take after an abort.
-const SETTLE_BOUND: Duration = Duration::from_secs(3);
 /// How long a turn that begins waits for a checkpoint that is being taken; it is marked then.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -278,77 +274,6 @@ impl Drive {
         // The sender lives as long as the agent's supervisor, which outlives every turn.
         if state.wait_for(|state| state.ready).await.is_err() {
             std::future::pending::<()>().await;
-        }
-    }
-
-    /// Brings OpenCode to rest after a turn that did not end by itself: refuse what it asks for,
-    /// abort, wait until idle, take over what it stored, kill what is left of the tools.
-    async fn stop(&mut self) {
-        if !self.heard || self.process_gone() {
-            return;
-        }
-        let idle = tokio::time::timeout(ABORT_BOUND, self.rest()).await.is_ok();
-        if self.process_gone() {
-            return;
-        }
-        if tokio::time::timeout(SETTLE_BOUND, self.settle())
-            .await
-            .is_err()
-        {
-            tracing::warn!(session_id = %self.session.id(), "stored messages were not read in time");
-        }
-        if !idle {
-            // Other turns end with it: a run that nobody can stop is worse.
-            let text = format!(
-                "OpenCode did not come to rest within {} s of being told to stop: it is restarted",
-                ABORT_BOUND.as_secs()
-            );
-            self.app.metrics.watch.restarted();
-            if let Err(error) = self.emit_status(StatusKind::AgentRestarted, &text).await {
-                tracing::warn!(session_id = %self.session.id(), %error, "readers are not told of a restart");
-            }
-            self.agent()
-                .restart("it did not become idle after an abort")
-                .await;
-        } else if self.app.store.running() <= 1 {
-            self.agent().reap().await;
-        }
-    }
-
-    /// Whether OpenCode's process that had the turn has ended, and the run with it.
-    fn process_gone(&self) -> bool {
-        let state = self.agent().state();
-        let state = state.borrow();
-        self.process
-            .is_some_and(|process| process != state.generation || state.ended)
-    }
-
-    /// Returns when OpenCode does nothing for this session any more.
-    async fn rest(&mut self) {
-        while !self.process_gone() {
-            self.refuse_asks().await;
-            if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
-                tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
-            }
-            if self.idle_within(Duration::from_secs(1)).await {
-                // One may have been asked while the abort was on its way.
-                return self.refuse_asks().await;
-            }
-        }
-    }
-
-    async fn idle_within(&self, bound: Duration) -> bool {
-        let deadline = Instant::now() + bound;
-        loop {
-            match self.agent().opencode().activity(self.oc_session()).await {
-                Ok(Activity::Idle) => return true,
-                Ok(Activity::Busy | Activity::Retry) => {}
-                Err(error) => tracing::debug!(%error, "OpenCode's status is not to be had"),
-            }
-            if Instant::now() >= deadline {
-                return false;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 

@@ -164,3 +164,25 @@ fn an_opencode_that_hangs_is_cancelled_and_replaced() {
         reader.complete();
     });
 }
+
+/// OpenCode keeps for life what its first turn made ready, also a failure to: a turn that was stopped in
+/// that instant made all later ones fail. Tries several moments just after OpenCode got the first prompt,
+/// each with a fresh OpenCode (without `read_models` about half of them fail).
+#[test]
+fn a_turn_that_is_cancelled_as_it_begins_spoils_no_other() {
+    run(async {
+        for after in [0, 8, 16, 24] {
+            let stack = Stack::start(Setup::default()).await;
+            let id = stack.begin("SCENARIO:bash-sleep").await;
+            let mut reader = Reader::default();
+            let delivered = |reader: &Reader| !reader.statuses(StatusKind::Running).is_empty();
+            stack.read(&mut reader, &id, delivered).await;
+            // The moment itself is what is tried: there is no condition to wait for.
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            cancel(&stack, &id).await;
+            is_cancelled(&stack, &mut reader, &id).await;
+            let (_, reader) = stack.play("SCENARIO:hello").await;
+            reader.complete();
+        }
+    });
+}

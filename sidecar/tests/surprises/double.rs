@@ -13,7 +13,10 @@ use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
     convert::Infallible,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 use tokio::{net::TcpListener, sync::broadcast};
 
@@ -34,6 +37,8 @@ struct Run {
 struct Double {
     events: broadcast::Sender<Bytes>,
     runs: Arc<Mutex<BTreeMap<String, Run>>>,
+    /// Its models cannot be read; whoever hears that is to start it anew, which heals it.
+    spoilt: Arc<AtomicBool>,
 }
 
 /// A stack whose OpenCode is the double.
@@ -49,6 +54,7 @@ pub(crate) async fn stack(setup: Setup) -> Stack {
             let double = Double {
                 events,
                 runs: Arc::default(),
+                spoilt: Arc::default(),
             };
             tokio::spawn(async move { axum::serve(listener, router(double)).await });
         },
@@ -64,6 +70,7 @@ fn router(double: Double) -> Router {
             get(|| async { Json(json!({"healthy": true, "version": "1.18.33"})) }),
         )
         .route("/event", get(events))
+        .route("/config/providers", get(models))
         .route("/api/session", post(create))
         .route("/session/status", get(status))
         .route("/session/{id}", patch(|| async { Json(json!({})) }))
@@ -111,6 +118,13 @@ async fn create(State(double): State<Double>, Json(body): Json<Value>) -> Json<V
     let id = body["id"].as_str().unwrap().to_owned();
     double.runs.lock().unwrap().entry(id.clone()).or_default();
     Json(json!({"data": {"id": id}}))
+}
+
+async fn models(State(double): State<Double>) -> Response {
+    if double.spoilt.swap(false, Ordering::SeqCst) {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    Json(json!({"providers": [], "default": {}})).into_response()
 }
 
 async fn status(State(double): State<Double>) -> Json<Value> {
@@ -164,6 +178,14 @@ impl Double {
             "silence" => {}
             "error, never idle" => {
                 let error = json!({"name": "UnknownError", "data": {"message": "Agent not found: \"nope\""}});
+                self.say(event(
+                    "session.error",
+                    json!({"sessionID": id, "error": error}),
+                ));
+            }
+            "error, spoilt" => {
+                self.spoilt.store(true, Ordering::SeqCst);
+                let error = json!({"name": "UnknownError", "data": {"message": "Error: All fibers interrupted without error"}});
                 self.say(event(
                     "session.error",
                     json!({"sessionID": id, "error": error}),

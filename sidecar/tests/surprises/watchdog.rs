@@ -190,7 +190,7 @@ fn cancelling_a_turn_of_a_hanging_opencode_ends_it_though_another_turn_runs() {
         assert_eq!(reader.statuses(StatusKind::AgentRestarted).len(), 1);
         stack.read_turn(&mut of_other, &other).await;
         let error = of_other.failed(TurnError::AgentDied);
-        assert!(error.error.contains("abort"), "{error:?}");
+        assert!(error.error.contains("did not come to rest"), "{error:?}");
         stack.play_on(&other, &mut of_other, "SCENARIO:hello").await;
         of_other.complete();
     });
@@ -216,6 +216,25 @@ fn an_error_without_an_end_is_ended_with_that_error() {
         // It did not obey the abort either.
         assert_eq!(reader.statuses(StatusKind::AgentRestarted).len(), 1);
         stack.ready().await;
+    });
+}
+
+/// A double: the real one is kept from it (`cancel::a_turn_that_is_cancelled_as_it_begins_…`).
+#[test]
+fn an_opencode_that_can_run_no_turn_any_more_is_restarted() {
+    run(async {
+        let stack = double::stack(Setup::default()).await;
+        let (first, _) = stack.process().await;
+        let (_, reader) = stack.play("error, spoilt").await;
+        let error = reader.failed(TurnError::AgentError);
+        assert!(error.error.contains("fibers"), "{error:?}");
+        let told = reader.statuses(StatusKind::AgentRestarted);
+        let told = told[0].progress.as_deref().unwrap();
+        assert!(told.contains("can run no turn any more"), "{told}");
+        stack.ready().await;
+        assert_eq!(stack.process().await.0, first + 1);
+        let (_, reader) = stack.play("hello").await;
+        assert_eq!(reader.complete().final_message, "hello");
     });
 }
 

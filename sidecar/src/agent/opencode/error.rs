@@ -55,6 +55,11 @@ impl OpenCodeError {
         }
     }
 
+    /// Whether OpenCode says that it failed itself.
+    pub(crate) fn is_of_server(&self) -> bool {
+        matches!(self, Self::Status { code: 500.., .. })
+    }
+
     /// Whether OpenCode does not know what was named.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Status { code: 404, .. })

@@ -229,7 +229,8 @@ impl Supervisor {
             let opening = open(self.opencode.clone(), self.timings, cuts);
             let (version, stream) = tokio::select! {
                 opened = timeout(within, opening) => match opened {
-                    Ok(opened) => opened,
+                    Ok(Ok(opened)) => opened,
+                    Ok(Err(why)) => return Ended::Unwell(why),
                     Err(_) => return Ended::Unwell(format!("it did not answer for {within:?}")),
                 },
                 ended = self.interrupted(watch, process, began) => return ended,

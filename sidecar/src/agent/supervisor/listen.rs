@@ -11,8 +11,12 @@ use crate::watchdog::{Cause, Finding};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-/// Waits until OpenCode is well, and begins to listen to it.
-pub(super) async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, EventStream) {
+/// Waits until OpenCode is well, and begins to listen to it. The error says why it never will be.
+pub(super) async fn open(
+    opencode: OpenCode,
+    timings: Timings,
+    cuts: u32,
+) -> Result<(String, EventStream), String> {
     sleep(timings.pause_before_stream(cuts)).await;
     let mut answered = false;
     loop {
@@ -21,7 +25,19 @@ pub(super) async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (St
             tracing::info!(version, "OpenCode answers");
         }
         match EventStream::open(&opencode).await {
-            Ok(stream) => return (version, stream),
+            Ok(stream) => match opencode.read_models().await {
+                Ok(()) => return Ok((version, stream)),
+                Err(error) if error.is_of_server() => {
+                    return Err(format!("it cannot read its models: {error}"));
+                }
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(%error, "models are not read yet");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "whether it has read its models is not known");
+                    return Ok((version, stream));
+                }
+            },
             Err(error) => tracing::debug!(%error, "no event stream yet"),
         }
         sleep(timings.health_step).await;

@@ -69,6 +69,23 @@ async fn is_ready_only_once_the_stream_is_open() {
 }
 
 #[tokio::test]
+async fn is_ready_only_once_the_models_are_read_and_is_started_anew_where_they_cannot_be() {
+    let (_dir, path) = socket();
+    let runner = RunnerDouble::start(&path, "r1");
+    let oc = Arc::new(Oc::default());
+    oc.spoilt.store(true, Ordering::SeqCst);
+    let server = oc.serve(None).await;
+    let mut world = world(&path, server.port);
+    timeout(LONG, until(|| runner.starts() >= 2)).await.unwrap();
+    let state = world.state.borrow().clone();
+    assert!(!state.ready, "{state:?}");
+    oc.spoilt.store(false, Ordering::SeqCst);
+    world.ready().await;
+    let asked = |path: &str| server.got().iter().any(|got| got.path.starts_with(path));
+    assert!(asked("/config/providers?directory=%2Fw"));
+}
+
+#[tokio::test]
 async fn a_process_that_ends_is_told_and_started_again() {
     let (_dir, path) = socket();
     let runner = RunnerDouble::start(&path, "r1");

@@ -38,6 +38,8 @@ pub(super) struct Oc {
     pub(super) unwell: AtomicBool,
     pub(super) slow_health: AtomicBool,
     pub(super) refuses_streams: AtomicBool,
+    /// It fails to read its models, like one that was stopped while it did.
+    pub(super) spoilt: AtomicBool,
     pub(super) streams: Mutex<Vec<mpsc::Sender<Vec<u8>>>>,
 }
 
@@ -65,6 +67,9 @@ impl Oc {
                     sender.try_send(connected()).unwrap();
                     oc.streams.lock().unwrap().push(sender);
                     Act::Stream(receiver)
+                }
+                "/config/providers" if oc.spoilt.load(Ordering::SeqCst) => {
+                    Act::Say(503, String::new())
                 }
                 _ => say("{}"),
             }
