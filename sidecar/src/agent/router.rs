@@ -8,7 +8,7 @@
 //! At most one Resync is unread: whoever reads it looks at what OpenCode has stored by then, so it makes
 //! up for all that was lost since it was queued, too.
 
-use super::wire::{OcEvent, OcKind};
+use super::wire::{OcEvent, OcKind, SessionStatus};
 use crate::proxy::Bindings;
 use crate::watchdog::Finding;
 use contract::event::TurnError;
@@ -20,7 +20,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 /// Events that wait for one subscriber.
 pub(crate) const EVENTS_MAX: usize = 256;
@@ -76,7 +76,27 @@ struct Table {
     subscribers: HashMap<u64, Subscriber>,
     /// Sub-agents' sessions and the session at their root.
     children: HashMap<String, String>,
+    /// Whether the expected run of a session has begun.
+    runs: HashMap<String, watch::Sender<bool>>,
     last: u64,
+}
+
+/// Tells whether OpenCode took up the work at a session, however it went, since this was made.
+#[derive(Debug)]
+pub(crate) struct ExpectedRun(watch::Receiver<bool>);
+
+impl ExpectedRun {
+    pub(crate) fn has_begun(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns once it has begun. Cancel safe.
+    pub(crate) async fn begins(&mut self) {
+        if self.0.wait_for(|begun| *begun).await.is_err() {
+            // Another run of the session is expected: this one is not told of any more.
+            std::future::pending::<()>().await;
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -143,6 +163,15 @@ impl Router {
             shared,
             router: self.clone(),
         }
+    }
+
+    /// From now on it is kept whether OpenCode takes up the work at this session. For one turn at a time.
+    pub(crate) fn expect_run(&self, root_session: &str) -> ExpectedRun {
+        let (sender, receiver) = watch::channel(false);
+        let runs = &mut self.table().runs;
+        runs.retain(|_, run| !run.is_closed());
+        runs.insert(root_session.to_owned(), sender);
+        ExpectedRun(receiver)
     }
 
     /// From now on sub-agents call what their parents call, from the moment their beginning is read:
@@ -216,6 +245,12 @@ impl Router {
             return Vec::new();
         };
         let mut table = self.table();
+        if let OcKind::SessionStatus(SessionStatus::Busy | SessionStatus::Retry { .. })
+        | OcKind::SessionError(_) = &event.kind
+            && let Some(run) = table.runs.get(session)
+        {
+            run.send_replace(true);
+        }
         if let OcKind::SessionCreated {
             id,
             parent_id: Some(parent),

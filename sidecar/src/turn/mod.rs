@@ -10,7 +10,7 @@ mod stop;
 mod watched;
 
 use crate::{
-    agent::{map::TurnMap, supervisor::Agent},
+    agent::{map::TurnMap, router::ExpectedRun, supervisor::Agent},
     app::App,
     checkpoints::gate::Working,
     proxy::{Target, TurnLink},
@@ -93,6 +93,8 @@ struct Drive {
     heard: bool,
     /// Generation of the process that heard of it, once it is known.
     process: Option<u64>,
+    /// Whether OpenCode took it up while this process looked on.
+    run: ExpectedRun,
     /// When this process took it up.
     began: Instant,
     spans: TurnSpans,
@@ -124,6 +126,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         message_id.clone(),
         app.settings.workspace_dir.clone(),
     );
+    let run = app.agent.router().expect_run(&oc_session);
     let resumed = !events.is_empty();
     let mut watch = TurnWatch::new(Instant::now());
     for event in events {
@@ -145,6 +148,7 @@ pub(crate) async fn run(app: Arc<App>, turn: Turn) {
         // After a restart nobody knows how far the last process came.
         heard: delivered || resumed,
         process: None,
+        run,
         began: Instant::now(),
         spans,
         working: None,

@@ -9,6 +9,8 @@ use tokio::time::Instant;
 /// How long an aborted OpenCode may take to become idle. With the bounds below and the runner's grace
 /// for a restart it fits into what the process has after SIGTERM.
 const ABORT_BOUND: Duration = Duration::from_secs(8);
+/// How long an OpenCode that has a prompt may stay idle before it counts as one that never begins.
+const BEGIN_BOUND: Duration = Duration::from_secs(2);
 /// How long one look at the stored messages may take after an abort.
 const SETTLE_BOUND: Duration = Duration::from_secs(3);
 
@@ -75,11 +77,22 @@ impl Drive {
             if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
                 tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
             }
-            if self.idle_within(Duration::from_secs(1)).await {
+            if self.idle_within(Duration::from_secs(1)).await && !self.begins_late().await {
                 // One may have been asked while the abort was on its way.
                 return self.refuse_asks().await;
             }
         }
+    }
+
+    /// Whether OpenCode, which is idle, takes up the prompt only now: an abort that comes before it does
+    /// stops nothing.
+    async fn begins_late(&mut self) -> bool {
+        let sent = self.session.state().delivered;
+        if !sent || self.run.has_begun() || self.map.outcome().has_assistant {
+            return false;
+        }
+        let late = tokio::time::timeout(BEGIN_BOUND, self.run.begins());
+        late.await.is_ok()
     }
 
     async fn idle_within(&self, bound: Duration) -> bool {

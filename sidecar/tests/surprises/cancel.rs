@@ -1,7 +1,7 @@
 //! DELETE at every moment of a turn.
 
 use crate::{
-    process,
+    double, process,
     reader::{End, Reader, calls},
     stack::{Setup, Stack, run, shared},
 };
@@ -161,6 +161,26 @@ fn an_opencode_that_hangs_is_cancelled_and_replaced() {
         stack.read_turn(&mut reader, &id).await;
         assert!(matches!(reader.end(), End::Cancelled));
         stack.play_on(&id, &mut reader, "SCENARIO:hello").await;
+        reader.complete();
+    });
+}
+
+/// An abort that comes before OpenCode takes up the prompt stops nothing. A double: the real one is that
+/// slow only on a busy machine.
+#[test]
+fn a_turn_that_begins_after_its_cancelling_is_stopped_too() {
+    run(async {
+        let stack = double::stack(Setup::default()).await;
+        let id = stack.begin("begins late").await;
+        let mut reader = Reader::default();
+        let delivered = |reader: &Reader| !reader.statuses(StatusKind::Running).is_empty();
+        stack.read(&mut reader, &id, delivered).await;
+        cancel(&stack, &id).await;
+        // Whoever did not wait for its begin would find it idle here, and busy for ever soon after.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        is_cancelled(&stack, &mut reader, &id).await;
+        assert!(reader.statuses(StatusKind::AgentRestarted).is_empty());
+        stack.play_on(&id, &mut reader, "hello").await;
         reader.complete();
     });
 }

@@ -17,6 +17,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 use tokio::{net::TcpListener, sync::broadcast};
 
@@ -29,6 +30,8 @@ struct Run {
     busy: bool,
     /// What `GET /session/{id}/message` answers.
     messages: Vec<Value>,
+    /// An abort ends it.
+    obeys: bool,
     /// It answers this instead, without end.
     endless: bool,
 }
@@ -74,7 +77,7 @@ fn router(double: Double) -> Router {
         .route("/api/session", post(create))
         .route("/session/status", get(status))
         .route("/session/{id}", patch(|| async { Json(json!({})) }))
-        .route("/session/{id}/abort", post(|| async { Json(json!(true)) }))
+        .route("/session/{id}/abort", post(abort))
         .route("/session/{id}/children", get(empty))
         .route("/session/{id}/message", get(messages))
         .route(
@@ -136,6 +139,11 @@ async fn status(State(double): State<Double>) -> Json<Value> {
     )
 }
 
+async fn abort(State(double): State<Double>, Path(id): Path<String>) -> Json<bool> {
+    double.run(&id, |run| run.busy &= !run.obeys);
+    Json(true)
+}
+
 async fn messages(State(double): State<Double>, Path(id): Path<String>) -> Response {
     let run = double
         .runs
@@ -176,6 +184,13 @@ impl Double {
     async fn play(&self, id: &str, user: &str, prompt: &str) {
         match prompt {
             "silence" => {}
+            "begins late" => {
+                // Longer than an abort and the looks after it take: an abort before this stops nothing.
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                self.run(id, |run| (run.busy, run.obeys) = (true, true));
+                let busy = json!({"sessionID": id, "status": {"type": "busy"}});
+                self.say(event("session.status", busy));
+            }
             "error, never idle" => {
                 let error = json!({"name": "UnknownError", "data": {"message": "Agent not found: \"nope\""}});
                 self.say(event(

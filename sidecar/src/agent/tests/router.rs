@@ -220,3 +220,35 @@ async fn a_flood_of_sub_agents_is_bounded() {
     router.dispatch(idle("ses_10400"), 10).await;
     assert_eq!(drain(&mut a).await, [FromAgent::Event(idle("ses_1"))]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_run_begins_with_work_or_an_error_of_its_own_session() {
+    let status = |session: &str, kind: &str| {
+        parse(&format!(
+            r#"{{"type":"session.status","properties":{{"sessionID":"{session}","status":{{"type":"{kind}"}}}}}}"#
+        ))
+    };
+    let error = parse(
+        r#"{"type":"session.error","properties":{"sessionID":"ses_a","error":{"name":"UnknownError","data":{"message":"x"}}}}"#,
+    );
+    let router = Router::default();
+    for begins in [status("ses_a", "busy"), error] {
+        let (mut run, other) = (router.expect_run("ses_a"), router.expect_run("ses_b"));
+        for event in [
+            idle("ses_a"),
+            status("ses_a", "idle"),
+            created("ses_a1", "ses_a"),
+        ] {
+            router.dispatch(event, 10).await;
+        }
+        assert!(!run.has_begun());
+        // Nobody has subscribed.
+        router.dispatch(begins, 10).await;
+        timeout(Duration::from_secs(1), run.begins()).await.unwrap();
+        assert!(run.has_begun() && !other.has_begun());
+    }
+    let (mut old, new) = (router.expect_run("ses_a"), router.expect_run("ses_a"));
+    router.dispatch(status("ses_a", "busy"), 10).await;
+    assert!(new.has_begun() && !old.has_begun());
+    assert!(timeout(Duration::from_secs(1), old.begins()).await.is_err());
+}
