@@ -7,6 +7,7 @@ use crate::{
 };
 use contract::{SessionId, event::StatusKind};
 use rustix::process::Signal;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// Cancels and checks that it did not take longer than promised.
@@ -135,6 +136,31 @@ fn deleting_at_any_instant_leaves_nothing_running() {
                 reader.complete().final_message,
                 "Hello from the scripted model."
             );
+        }
+    });
+}
+
+/// A sub-agent that begins while its parent is stopped is stopped as well, at whatever instant.
+#[test]
+fn deleting_as_a_sub_agent_begins_stops_it_too() {
+    run(async {
+        let stack = Stack::start(Setup::default()).await;
+        let status = format!(
+            "/session/status?directory={}",
+            stack.dir.join("workspace").display()
+        );
+        for after in [0, 10, 20, 40, 80] {
+            let before = stack.model.requests().len();
+            let prompt = "SCENARIO:sub-agent <<<SCENARIO:slow 3000 20>>>";
+            let id = stack.begin(prompt).await;
+            stack.model.wait_until(|calls| calls.len() > before).await;
+            // The moment itself is what is tried: there is no condition to wait for.
+            tokio::time::sleep(Duration::from_millis(after)).await;
+            cancel(&stack, &id).await;
+            // Long enough for one that was forgotten to begin.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            is_cancelled(&stack, &mut Reader::default(), &id).await;
+            assert_eq!(stack.ask_opencode(&status).await, json!({}), "{after} ms");
         }
     });
 }
