@@ -5,6 +5,7 @@
 //! request that OpenCode gets in the instant of its start may stay without an answer.
 
 mod error;
+mod prepare;
 mod types;
 
 pub(crate) use error::{GarbageError, OpenCodeError};
@@ -89,17 +90,6 @@ impl OpenCode {
         } else {
             Err(garbage("health", "it says that it is not healthy"))
         }
-    }
-
-    /// Has OpenCode read its providers and models, which it otherwise does in its first turn. It keeps
-    /// what it made then for all of its life: a turn that is stopped in that instant leaves a failure
-    /// there ("All fibers interrupted without error", measured with 1.18.33; answered here with 503), and
-    /// every later turn fails. Once read they cannot be spoilt; whether they are is in
-    /// [`OpenCodeError::is_of_server`].
-    pub(crate) async fn read_models(&self) -> Result<(), OpenCodeError> {
-        let name = "read models";
-        let call = self.slow(name, Method::GET, self.in_directory("/config/providers"));
-        self.repeat(&call).await.map(drop)
     }
 
     /// Makes the session if it does not exist, and sets title and rules. Whoever calls twice has one

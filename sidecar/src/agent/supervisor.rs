@@ -190,13 +190,13 @@ impl Agent {
         }
     }
 
-    /// Stops OpenCode, which is then started anew. Returns when it is stopped, or at once if the
-    /// process that was there at the call is gone already. All runs of all sessions end.
-    pub(crate) async fn restart(&self, why: &str) {
+    /// Stops the process with this generation, after which OpenCode is started anew. Returns when it is
+    /// stopped, or at once if it is gone already. All runs of all sessions end.
+    pub(crate) async fn restart(&self, generation: u64, why: &str) {
         let (done, stopped) = oneshot::channel();
         let restart = Restart {
             why: why.to_owned(),
-            generation: self.state.borrow().generation,
+            generation,
             done,
         };
         if self.restarts.send(restart).await.is_ok() {

@@ -16,6 +16,9 @@ pub(crate) struct Timings {
     pub(crate) start_health_within: Duration,
     /// From process to event stream; then it is started anew.
     pub(crate) start_within: Duration,
+    /// How long it may make what its turns need before it is used all the same. It waits a minute for an MCP
+    /// server that does not answer (30 s for each of two transports, measured), and its first turn with it.
+    pub(crate) prepare_within: Duration,
     /// Between two looks at a running OpenCode.
     pub(crate) health_every: Duration,
     pub(crate) health_within: Duration,
@@ -45,6 +48,7 @@ impl Default for Timings {
             health_step: millis(20),
             start_health_within: secs(1),
             start_within: secs(120),
+            prepare_within: secs(75),
             health_every: secs(5),
             health_within: secs(5),
             calm: secs(60),

@@ -90,7 +90,8 @@ impl Drive {
                 provider_id: provider_id.to_owned(),
                 model_id: model_id.to_owned(),
             };
-            // From here on OpenCode may have it.
+            // What is said of the session from here on is about this turn, and OpenCode may have it.
+            self.run = self.agent().router().expect_run(self.oc_session());
             self.session.state().delivered = true;
             if let Err(error) = opencode.prompt(self.oc_session(), &body).await {
                 return Ok(Err(error));
@@ -121,6 +122,9 @@ impl Drive {
         tracing::warn!(session_id = %self.session.id(), %error, "OpenCode did not take the prompt");
         if error.is_transient() {
             return None;
+        }
+        if matches!(error, OpenCodeError::Status { .. }) {
+            self.session.state().delivered = false;
         }
         Some(End::failed(
             TurnError::AgentError,
@@ -305,11 +309,16 @@ impl Drive {
     fn given_up(&self) -> End {
         let outcome = self.map.outcome();
         let rejected = self.session.state().asks.was_rejected();
-        let refused = self.refused || rejected;
-        if refused || outcome.aborted {
+        if self.refused || rejected {
             return End::failed(
                 TurnError::Rejected,
                 "a tool call was refused and the agent stopped; say in the next prompt how to go on",
+            );
+        }
+        if outcome.aborted {
+            return End::failed(
+                TurnError::AgentError,
+                "OpenCode stopped the turn by itself; what it did is kept, send a prompt to go on",
             );
         }
         if outcome.has_assistant {

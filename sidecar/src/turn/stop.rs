@@ -4,14 +4,14 @@ use super::Drive;
 use crate::agent::opencode::Activity;
 use contract::event::StatusKind;
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long an aborted OpenCode may take to become idle. With the bounds below and the runner's grace
-/// for a restart it fits into what the process has after SIGTERM.
+/// How long an aborted OpenCode may take to become idle. With the bound below, five seconds for a restart
+/// and the checkpoint it fits into what turns have after SIGTERM (`TURNS_END`, 17 s).
 const ABORT_BOUND: Duration = Duration::from_secs(8);
 /// How long an OpenCode that has a prompt may stay idle before it counts as one that never begins.
 const BEGIN_BOUND: Duration = Duration::from_secs(2);
-/// How long one look at the stored messages may take after an abort.
+/// How long one look at the stored messages, and at what OpenCode keeps for life, may take after that.
 const SETTLE_BOUND: Duration = Duration::from_secs(3);
 
 impl Drive {
@@ -21,30 +21,36 @@ impl Drive {
         if !self.heard || self.process_gone() {
             return;
         }
-        let idle = tokio::time::timeout(ABORT_BOUND, self.rest()).await.is_ok();
+        let generation = self.agent().state().borrow().generation;
+        let until = Instant::now() + ABORT_BOUND;
+        let idle = timeout_at(until, self.rest(until)).await.is_ok();
         if self.process_gone() {
             return;
         }
-        let settled = async {
-            if let Err(error) = self.settle().await {
-                tracing::warn!(session_id = %self.session.id(), %error, "what OpenCode stored is not all recorded");
+        let opencode = self.agent().opencode().clone();
+        let (settled, kept) = tokio::join!(
+            timeout(SETTLE_BOUND, self.settle()),
+            timeout(SETTLE_BOUND, opencode.prepare()),
+        );
+        let session_id = self.session.id();
+        match settled {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(%session_id, %error, "what OpenCode stored is not all recorded");
             }
-            self.agent().opencode().read_models().await
-        };
-        let models = tokio::time::timeout(SETTLE_BOUND, settled).await;
-        if models.is_err() {
-            tracing::warn!(session_id = %self.session.id(), "stored messages were not read in time");
+            Err(_) => tracing::warn!(%session_id, "stored messages were not read in time"),
         }
         if !idle {
             let text = format!(
                 "OpenCode did not come to rest within {} s of being told to stop",
                 ABORT_BOUND.as_secs()
             );
-            self.restart_agent(&text).await;
-        } else if let Ok(Err(error)) = models
-            && error.is_of_server()
+            self.restart_agent(generation, &text).await;
+        } else if let Ok(Err(error)) = kept
+            && error.is_spoilt()
         {
-            self.restart_agent(&format!("OpenCode can run no turn any more: {error}"))
+            tracing::error!(%session_id, %error, "OpenCode keeps a failure for life");
+            self.restart_agent(generation, "OpenCode can run no turn any more")
                 .await;
         } else if self.app.store.running() <= 1 {
             self.agent().reap().await;
@@ -53,13 +59,13 @@ impl Drive {
 
     /// Restarts OpenCode. Other turns end with it: one that nobody can stop, or that never works again,
     /// is worse.
-    async fn restart_agent(&self, why: &str) {
+    async fn restart_agent(&self, generation: u64, why: &str) {
         self.app.metrics.watch.restarted();
         let text = format!("{why}: it is restarted");
         if let Err(error) = self.emit_status(StatusKind::AgentRestarted, &text).await {
             tracing::warn!(session_id = %self.session.id(), %error, "readers are not told of a restart");
         }
-        self.agent().restart(why).await;
+        self.agent().restart(generation, why).await;
     }
 
     /// Whether OpenCode's process that had the turn has ended, and the run with it.
@@ -70,29 +76,47 @@ impl Drive {
             .is_some_and(|process| process != state.generation || state.ended)
     }
 
-    /// Returns when OpenCode does nothing for this session any more.
-    async fn rest(&mut self) {
+    /// Returns when OpenCode does nothing for this session any more, and will not begin to.
+    async fn rest(&mut self, until: Instant) {
         while !self.process_gone() {
             self.refuse_asks().await;
+            // Before the abort: one that comes before the run does stops nothing.
+            let begun = self.begun();
             if let Err(error) = self.agent().opencode().abort(self.oc_session()).await {
                 tracing::warn!(session_id = %self.session.id(), %error, "abort was not answered");
             }
-            if self.idle_within(Duration::from_secs(1)).await && !self.begins_late().await {
+            if self.idle_within(Duration::from_secs(1)).await
+                && (begun || !self.begins_late(until).await)
+            {
                 // One may have been asked while the abort was on its way.
                 return self.refuse_asks().await;
             }
         }
     }
 
-    /// Whether OpenCode, which is idle, takes up the prompt only now: an abort that comes before it does
-    /// stops nothing.
-    async fn begins_late(&mut self) -> bool {
+    /// Whether OpenCode took up the prompt, or never had it.
+    fn begun(&self) -> bool {
         let sent = self.session.state().delivered;
-        if !sent || self.run.has_begun() || self.map.outcome().has_assistant {
-            return false;
+        !sent || self.run.has_begun() || self.map.outcome().has_assistant
+    }
+
+    /// Whether OpenCode, which is idle, takes up the prompt only now.
+    async fn begins_late(&mut self, until: Instant) -> bool {
+        // Some time is left for what follows.
+        let most = until - Duration::from_millis(500);
+        let deadline = most.min(Instant::now() + BEGIN_BOUND);
+        while Instant::now() < deadline {
+            tokio::select! {
+                () = self.run.begins() => return true,
+                // The stream may have lost its begin.
+                () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            }
+            let activity = self.agent().opencode().activity(self.oc_session()).await;
+            if matches!(activity, Ok(Activity::Busy | Activity::Retry)) {
+                return true;
+            }
         }
-        let late = tokio::time::timeout(BEGIN_BOUND, self.run.begins());
-        late.await.is_ok()
+        false
     }
 
     async fn idle_within(&self, bound: Duration) -> bool {

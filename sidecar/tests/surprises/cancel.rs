@@ -3,7 +3,7 @@
 use crate::{
     double, process,
     reader::{End, Reader, calls},
-    stack::{Setup, Stack, run, shared},
+    stack::{LONG, Setup, Stack, TOKEN, run, shared},
 };
 use contract::{SessionId, event::StatusKind};
 use rustix::process::Signal;
@@ -197,23 +197,26 @@ fn an_opencode_that_hangs_is_cancelled_and_replaced() {
 fn a_turn_that_begins_after_its_cancelling_is_stopped_too() {
     run(async {
         let stack = double::stack(Setup::default()).await;
-        let id = stack.begin("begins late").await;
-        let mut reader = Reader::default();
-        let delivered = |reader: &Reader| !reader.statuses(StatusKind::Running).is_empty();
-        stack.read(&mut reader, &id, delivered).await;
-        cancel(&stack, &id).await;
-        // Whoever did not wait for its begin would find it idle here, and busy for ever soon after.
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        is_cancelled(&stack, &mut reader, &id).await;
-        assert!(reader.statuses(StatusKind::AgentRestarted).is_empty());
-        stack.play_on(&id, &mut reader, "hello").await;
-        reader.complete();
+        for prompt in ["begins late", "begins at once", "begins unsaid"] {
+            let id = stack.begin(prompt).await;
+            let mut reader = Reader::default();
+            let delivered = |reader: &Reader| !reader.statuses(StatusKind::Running).is_empty();
+            stack.read(&mut reader, &id, delivered).await;
+            cancel(&stack, &id).await;
+            // Whoever did not wait for its begin would find it idle here, and busy for ever soon after.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            is_cancelled(&stack, &mut reader, &id).await;
+            let told = reader.statuses(StatusKind::AgentRestarted);
+            assert!(told.is_empty(), "{prompt}: {told:?}");
+            stack.play_on(&id, &mut reader, "hello").await;
+            reader.complete();
+        }
     });
 }
 
 /// OpenCode keeps for life what its first turn made ready, also a failure to: a turn that was stopped in
 /// that instant made all later ones fail. Tries several moments just after OpenCode got the first prompt,
-/// each with a fresh OpenCode (without `read_models` about half of them fail).
+/// each with a fresh OpenCode (without what the sidecar asks for before, about half of them fail).
 #[test]
 fn a_turn_that_is_cancelled_as_it_begins_spoils_no_other() {
     run(async {
@@ -229,6 +232,45 @@ fn a_turn_that_is_cancelled_as_it_begins_spoils_no_other() {
             is_cancelled(&stack, &mut reader, &id).await;
             let (_, reader) = stack.play("SCENARIO:hello").await;
             reader.complete();
+            assert_eq!(stack.process().await.0, 1, "healed by a restart");
         }
+    });
+}
+
+/// The same with an MCP server that does not answer, which OpenCode waits for in its first turn: for a minute.
+#[test]
+fn a_turn_that_is_cancelled_while_opencode_waits_for_an_mcp_server_spoils_no_other() {
+    run(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+        let setup = Setup {
+            unready: true,
+            ..Setup::default().config(json!({"mcpServers": [{"name": "docs", "url": url}]}))
+        };
+        let stack = Stack::start(setup).await;
+        let asked = tokio::time::timeout(LONG, listener.accept()).await.unwrap();
+        let id = stack.begin("SCENARIO:hello").await;
+        let status = stack.url(&format!("/sessions/{id}/status"));
+        let status = stack
+            .http
+            .get(status)
+            .bearer_auth(TOKEN)
+            .send()
+            .await
+            .unwrap();
+        let why = status.text().await.unwrap();
+        assert!(why.contains("MCP"), "{why}");
+        cancel(&stack, &id).await;
+        let mut reader = Reader::default();
+        stack
+            .read(&mut reader, &id, |reader| reader.ends() > 0)
+            .await;
+        assert!(matches!(reader.end(), End::Cancelled));
+        // The server is gone for good, and OpenCode need not wait for it any longer.
+        drop((asked, listener));
+        let (_, reader) = stack.play("SCENARIO:hello").await;
+        reader.complete();
+        assert!(reader.statuses(StatusKind::AgentRestarted).is_empty());
+        assert_eq!(stack.process().await.0, 1);
     });
 }

@@ -32,8 +32,23 @@ struct Run {
     messages: Vec<Value>,
     /// An abort ends it.
     obeys: bool,
+    /// The first abort comes before the run, which begins after it as this says.
+    begins: Option<Begins>,
+    /// It is about to, unless it is aborted once more.
+    comes: bool,
     /// It answers this instead, without end.
     endless: bool,
+}
+
+/// How a run begins that was aborted too early.
+#[derive(Clone, Copy, Debug)]
+enum Begins {
+    /// After the looks that follow an abort.
+    Late,
+    /// At once, which is told before it is to be asked for.
+    AtOnce,
+    /// Late, and the event of it is lost.
+    Unsaid,
 }
 
 #[derive(Clone)]
@@ -140,7 +155,31 @@ async fn status(State(double): State<Double>) -> Json<Value> {
 }
 
 async fn abort(State(double): State<Double>, Path(id): Path<String>) -> Json<bool> {
-    double.run(&id, |run| run.busy &= !run.obeys);
+    let mut begins = None;
+    double.run(&id, |run| {
+        run.busy &= !run.obeys;
+        begins = run.begins.take();
+        run.comes = begins.is_some();
+    });
+    if let Some(begins) = begins {
+        let busy = json!({"sessionID": id, "status": {"type": "busy"}});
+        let busy = event("session.status", busy);
+        if matches!(begins, Begins::AtOnce) {
+            double.say(busy.clone());
+        }
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let mut comes = false;
+            double.run(&id, |run| {
+                comes = run.comes;
+                run.busy |= comes;
+                run.obeys = true;
+            });
+            if comes && matches!(begins, Begins::Late) {
+                double.say(busy);
+            }
+        });
+    }
     Json(true)
 }
 
@@ -184,13 +223,9 @@ impl Double {
     async fn play(&self, id: &str, user: &str, prompt: &str) {
         match prompt {
             "silence" => {}
-            "begins late" => {
-                // Longer than an abort and the looks after it take: an abort before this stops nothing.
-                tokio::time::sleep(Duration::from_millis(500)).await;
-                self.run(id, |run| (run.busy, run.obeys) = (true, true));
-                let busy = json!({"sessionID": id, "status": {"type": "busy"}});
-                self.say(event("session.status", busy));
-            }
+            "begins late" => self.run(id, |run| run.begins = Some(Begins::Late)),
+            "begins at once" => self.run(id, |run| run.begins = Some(Begins::AtOnce)),
+            "begins unsaid" => self.run(id, |run| run.begins = Some(Begins::Unsaid)),
             "error, never idle" => {
                 let error = json!({"name": "UnknownError", "data": {"message": "Agent not found: \"nope\""}});
                 self.say(event(

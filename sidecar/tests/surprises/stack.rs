@@ -81,6 +81,8 @@ pub(crate) struct Setup {
     pub(crate) program: Option<&'static str>,
     /// Folders on a small volume of their own: name and size.
     pub(crate) volumes: Vec<(&'static str, &'static str)>,
+    /// Not to be waited for.
+    pub(crate) unready: bool,
 }
 
 impl Default for Setup {
@@ -98,6 +100,7 @@ impl Default for Setup {
             }),
             program: None,
             volumes: Vec::new(),
+            unready: false,
         }
     }
 }
@@ -200,7 +203,9 @@ impl Stack {
             setup,
             guard: Some(guard),
         };
-        stack.ready().await;
+        if !stack.setup.unready {
+            stack.ready().await;
+        }
         stack
     }
 

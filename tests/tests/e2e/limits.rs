@@ -4,7 +4,13 @@ use contract::{
     EventBody, SessionId, client::ClientError, event::TurnError, session::CreateSession,
 };
 use serde_json::json;
-use tests::{Session, eventually, run, session::READY};
+use tests::{
+    Model, Session, eventually, run,
+    session::{KEY, READY},
+};
+
+/// The log of model calls in the sidecar.
+const AUDIT: &str = "/var/lib/opencode-operator/journal/audit";
 
 #[test]
 fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
@@ -103,6 +109,104 @@ fn a_budget_ends_turns_and_is_raised_without_another_pod() {
             }
         })
         .await;
+    });
+}
+
+/// Money: priced calls, a budget in USD that ends a turn and is raised, and the log of it all, found good
+/// by its own command with the anchor that the object has.
+#[test]
+fn a_budget_in_usd_is_kept_and_the_log_of_calls_agrees() {
+    run("money", |ns| async move {
+        let model = Model::start(&ns, "model", KEY).await;
+        ns.secret("model-key", "key", KEY).await;
+        let mut provider = model.provider("compatible", "model-key");
+        provider["prices"] =
+            json!([{"model": "scripted-1", "inputPerMillion": "3", "outputPerMillion": "15"}]);
+        let budget = |usd: &str| json!({"limits": {"budget": {"costUSD": usd}}});
+        let session = Session::apply_with(
+            &ns,
+            "chiffchaff",
+            None,
+            json!([provider]),
+            budget("0.000001"),
+        )
+        .await;
+        session.ready().await;
+        let id = session.create("spends", "SCENARIO:hello").await;
+        assert_eq!(session.read(&id).await.failed(), TurnError::BudgetExhausted);
+        assert_eq!(
+            model.requests().await.len(),
+            0,
+            "refused before it was sent"
+        );
+
+        session.patch(budget("25")).await;
+        let mut attempt = 0;
+        eventually("a turn within the new budget", READY, || {
+            attempt += 1;
+            let (session, name) = (&session, format!("again-{attempt}"));
+            async move {
+                let id = session.create(&name, "SCENARIO:hello").await;
+                match &session.read(&id).await.ends()[0].body {
+                    EventBody::Complete(_) => Ok(()),
+                    other => Err(format!("{other:?}")),
+                }
+            }
+        })
+        .await;
+        let usage = eventually("what it cost on the object", READY, || async {
+            let usage = session.object().await?.status.and_then(|s| s.usage);
+            let usage = usage.ok_or("no usage")?;
+            let cost = usage
+                .cost_usd
+                .as_deref()
+                .and_then(|usd| usd.parse::<f64>().ok());
+            match (cost, &usage.audit) {
+                (Some(cost), Some(_)) if cost > 0.0 => Ok((cost, usage)),
+                _ => Err(format!("{usage:?}")),
+            }
+        })
+        .await;
+        let (cost, usage) = usage;
+        let (input, output) = (usage.input_tokens as f64, usage.output_tokens as f64);
+        let expected = (3.0 * input + 15.0 * output) / 1e6;
+        // Each call is rounded up to a whole nano-USD.
+        assert!(
+            (cost - expected).abs() < 1e-7,
+            "{cost} is not {expected}: {usage:?}"
+        );
+        let left: f64 = usage
+            .budget_left
+            .and_then(|left| left.cost_usd)
+            .expect("what is left")
+            .parse()
+            .expect("a number");
+        assert!((left + cost - 25.0).abs() < 1e-6, "{left} + {cost}");
+
+        let audit = async |arguments: &[&str]| {
+            let mut command = vec!["/sidecar", "audit"];
+            command.extend_from_slice(arguments);
+            session.exec("sidecar", &command).await
+        };
+        let head = usage.audit.expect("an anchor").hash;
+        let verified = audit(&["verify", AUDIT, "--head", &head]).await;
+        assert!(
+            verified.ok && verified.out.starts_with("good:"),
+            "{}{}",
+            verified.out,
+            verified.err
+        );
+        assert!(
+            !audit(&["verify", AUDIT, "--head", &"0".repeat(64)])
+                .await
+                .ok
+        );
+        let shown = audit(&["show", AUDIT]).await.out;
+        assert!(
+            shown.contains("budget_exhausted") && shown.contains("scripted-1"),
+            "{shown}"
+        );
+        assert!(!shown.contains(KEY), "{shown}");
     });
 }
 

@@ -55,9 +55,9 @@ impl OpenCodeError {
         }
     }
 
-    /// Whether OpenCode says that it failed itself.
-    pub(crate) fn is_of_server(&self) -> bool {
-        matches!(self, Self::Status { code: 500.., .. })
+    /// Whether OpenCode says that it failed itself, or (499) that the work was given up.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        matches!(self, Self::Status { code: 499.., .. })
     }
 
     /// Whether OpenCode does not know what was named.

@@ -3,7 +3,7 @@
 use super::{
     Restart,
     due::Due,
-    listen::{open, pump, unwell},
+    listen::{open, prepare, prepared, pump, unwell},
     process::{Ended, Process, WORDS_MAX, bounded, clip, compare, describe},
     told::Told,
 };
@@ -225,12 +225,12 @@ impl Supervisor {
         let mut within = self.timings.start_within;
         let mut cuts = 0;
         let began = Instant::now();
+        let mut preparing = None;
         loop {
             let opening = open(self.opencode.clone(), self.timings, cuts);
             let (version, stream) = tokio::select! {
                 opened = timeout(within, opening) => match opened {
-                    Ok(Ok(opened)) => opened,
-                    Ok(Err(why)) => return Ended::Unwell(why),
+                    Ok(opened) => opened,
                     Err(_) => return Ended::Unwell(format!("it did not answer for {within:?}")),
                 },
                 ended = self.interrupted(watch, process, began) => return ended,
@@ -238,6 +238,21 @@ impl Supervisor {
             // Before the first event of this stream, after the last of the one before.
             self.router.resync();
             tracing::info!(version, "listens to OpenCode's events");
+            let opened = Instant::now();
+            let pump = AbortOnDropHandle::new(tokio::spawn(pump(self.router.clone(), stream)));
+            if preparing.is_none() {
+                self.told.not_ready(
+                    "OpenCode makes its tools ready; it may wait for an MCP server".to_owned(),
+                );
+                let made = preparing.insert(prepare(self.opencode.clone()));
+                tokio::select! {
+                    made = prepared(made, self.timings) => if let Err(why) = made {
+                        return Ended::Unwell(why);
+                    },
+                    ended = self.interrupted(watch, process, began) => return ended,
+                }
+                tracing::info!(after = ?opened.elapsed(), "OpenCode has made what turns need");
+            }
             self.told.change(|s| {
                 s.ready = true;
                 s.version = Some(version);
@@ -247,8 +262,6 @@ impl Supervisor {
                 tracing::info!(after = ?stopped.elapsed(), "OpenCode is back");
                 self.due.metrics.back(stopped.elapsed());
             }
-            let opened = Instant::now();
-            let pump = AbortOnDropHandle::new(tokio::spawn(pump(self.router.clone(), stream)));
             let why = tokio::select! {
                 error = pump => error.map_or_else(|error| error.to_string(), |error| error.to_string()),
                 why = unwell(self.opencode.clone(), self.due.clone()) => return Ended::Unwell(why),

@@ -2,21 +2,18 @@
 
 use super::due::Due;
 use crate::agent::{
-    opencode::OpenCode,
+    opencode::{OpenCode, OpenCodeError},
     router::Router,
     stream::{EventStream, StreamError, StreamItem},
     timings::Timings,
 };
 use crate::watchdog::{Cause, Finding};
 use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-/// Waits until OpenCode is well, and begins to listen to it. The error says why it never will be.
-pub(super) async fn open(
-    opencode: OpenCode,
-    timings: Timings,
-    cuts: u32,
-) -> Result<(String, EventStream), String> {
+/// Waits until OpenCode is well, and begins to listen to it.
+pub(super) async fn open(opencode: OpenCode, timings: Timings, cuts: u32) -> (String, EventStream) {
     sleep(timings.pause_before_stream(cuts)).await;
     let mut answered = false;
     loop {
@@ -25,22 +22,39 @@ pub(super) async fn open(
             tracing::info!(version, "OpenCode answers");
         }
         match EventStream::open(&opencode).await {
-            Ok(stream) => match opencode.read_models().await {
-                Ok(()) => return Ok((version, stream)),
-                Err(error) if error.is_of_server() => {
-                    return Err(format!("it cannot read its models: {error}"));
-                }
-                Err(error) if error.is_transient() => {
-                    tracing::debug!(%error, "models are not read yet");
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "whether it has read its models is not known");
-                    return Ok((version, stream));
-                }
-            },
+            Ok(stream) => return (version, stream),
             Err(error) => tracing::debug!(%error, "no event stream yet"),
         }
         sleep(timings.health_step).await;
+    }
+}
+
+/// Begins to have OpenCode make what its turns need, which goes on for as long as what is returned lives:
+/// given up it could leave OpenCode spoilt.
+pub(super) fn prepare(opencode: OpenCode) -> AbortOnDropHandle<Result<(), OpenCodeError>> {
+    AbortOnDropHandle::new(tokio::spawn(async move { opencode.prepare().await }))
+}
+
+/// Waits for that, for as long as a turn would wait for it at most; the error says why no turn would work.
+pub(super) async fn prepared(
+    preparing: &mut AbortOnDropHandle<Result<(), OpenCodeError>>,
+    timings: Timings,
+) -> Result<(), String> {
+    match timeout(timings.prepare_within, preparing).await {
+        Ok(Ok(Err(error))) if error.is_spoilt() => Err(format!("it can run no turn: {error}")),
+        Ok(Ok(Err(error))) => {
+            tracing::warn!(%error, "whether OpenCode has made what turns need is not known");
+            Ok(())
+        }
+        Ok(Err(error)) => {
+            tracing::error!(%error, "the task that has OpenCode make what turns need ended");
+            Ok(())
+        }
+        Ok(Ok(Ok(()))) => Ok(()),
+        Err(_) => {
+            tracing::warn!("OpenCode still makes what turns need: an MCP server may not answer");
+            Ok(())
+        }
     }
 }
 

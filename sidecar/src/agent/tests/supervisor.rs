@@ -69,20 +69,60 @@ async fn is_ready_only_once_the_stream_is_open() {
 }
 
 #[tokio::test]
-async fn is_ready_only_once_the_models_are_read_and_is_started_anew_where_they_cannot_be() {
-    let (_dir, path) = socket();
-    let runner = RunnerDouble::start(&path, "r1");
-    let oc = Arc::new(Oc::default());
-    oc.spoilt.store(true, Ordering::SeqCst);
-    let server = oc.serve(None).await;
-    let mut world = world(&path, server.port);
-    timeout(LONG, until(|| runner.starts() >= 2)).await.unwrap();
-    let state = world.state.borrow().clone();
-    assert!(!state.ready, "{state:?}");
-    oc.spoilt.store(false, Ordering::SeqCst);
-    world.ready().await;
-    let asked = |path: &str| server.got().iter().any(|got| got.path.starts_with(path));
-    assert!(asked("/config/providers?directory=%2Fw"));
+async fn one_that_cannot_make_what_turns_need_is_started_anew() {
+    for spoilt in [499, 500, 503] {
+        let (_dir, path) = socket();
+        let runner = RunnerDouble::start(&path, "r1");
+        let oc = Arc::new(Oc::default());
+        oc.mcp.store(spoilt, Ordering::SeqCst);
+        let server = oc.serve(None).await;
+        let mut world = world(&path, server.port);
+        timeout(LONG, until(|| runner.starts() >= 2)).await.unwrap();
+        let state = world.state.borrow().clone();
+        assert!(!state.ready, "{spoilt}: {state:?}");
+        oc.mcp.store(200, Ordering::SeqCst);
+        world.ready().await;
+        for path in ["/config/providers", "/experimental/tool/ids", "/mcp"] {
+            let path = format!("{path}?directory=%2Fw");
+            assert!(server.got().iter().any(|got| got.path == path), "{path}");
+        }
+    }
+}
+
+/// A version that does not know what is asked is used all the same, and so is one that does not answer.
+#[tokio::test]
+async fn one_that_does_not_say_whether_it_made_what_turns_need_is_used() {
+    for says in [404, 0] {
+        let (_dir, path) = socket();
+        let runner = RunnerDouble::start(&path, "r1");
+        let oc = Arc::new(Oc::default());
+        oc.mcp.store(says, Ordering::SeqCst);
+        let server = oc.serve(None).await;
+        let mut world = world(&path, server.port);
+        let waits = |s: &AgentState| s.message.as_deref().is_some_and(|m| m.contains("MCP"));
+        if says == 0 {
+            world.when("told why it waits", waits).await;
+        }
+        world.ready().await;
+        assert_eq!(runner.starts(), 1);
+        // Once per process, and what is not answered goes on: given up it could spoil.
+        oc.cut();
+        let streams = || {
+            server
+                .got()
+                .iter()
+                .filter(|got| got.path.starts_with("/event"))
+                .count()
+        };
+        timeout(LONG, until(|| streams() >= 2)).await.unwrap();
+        world.ready().await;
+        let asked = server
+            .got()
+            .iter()
+            .filter(|got| got.path.starts_with("/mcp"))
+            .count();
+        assert_eq!(asked, 1, "{says}");
+    }
 }
 
 #[tokio::test]
@@ -278,7 +318,7 @@ async fn an_image_that_cannot_is_said_and_another_one_tried() {
     let state = world.when("unsupported", |s| s.unsupported.is_some()).await;
     assert_eq!(state.unsupported.as_deref(), Some("add glibc"));
     // A restart of what cannot run is nothing to wait for.
-    timeout(LONG, world.agent.restart("x")).await.unwrap();
+    timeout(LONG, world.agent.restart(0, "x")).await.unwrap();
     assert_eq!(runner.starts(), 0);
     drop(runner.task);
     let _second = RunnerDouble::start(&path, "r2");
@@ -318,9 +358,9 @@ async fn a_restart_stops_the_process_once_for_all_who_ask() {
     world.ready().await;
     let mut events = world.agent.router().subscribe("ses_1");
     let all = futures::future::join3(
-        world.agent.restart("stuck"),
-        world.agent.restart("stuck"),
-        world.agent.restart("stuck"),
+        world.agent.restart(1, "stuck"),
+        world.agent.restart(1, "stuck"),
+        world.agent.restart(1, "stuck"),
     );
     timeout(LONG, all).await.unwrap();
     assert_eq!(

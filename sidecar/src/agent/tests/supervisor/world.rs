@@ -12,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU16, Ordering},
     },
     time::Duration,
 };
@@ -33,14 +33,25 @@ pub(super) async fn until(condition: impl Fn() -> bool) {
 }
 
 /// OpenCode's double: well or not, with the open streams in hand.
-#[derive(Default)]
 pub(super) struct Oc {
     pub(super) unwell: AtomicBool,
     pub(super) slow_health: AtomicBool,
     pub(super) refuses_streams: AtomicBool,
-    /// It fails to read its models, like one that was stopped while it did.
-    pub(super) spoilt: AtomicBool,
+    /// What it says of its MCP servers; 0: nothing, ever.
+    pub(super) mcp: AtomicU16,
     pub(super) streams: Mutex<Vec<mpsc::Sender<Vec<u8>>>>,
+}
+
+impl Default for Oc {
+    fn default() -> Self {
+        Self {
+            unwell: AtomicBool::default(),
+            slow_health: AtomicBool::default(),
+            refuses_streams: AtomicBool::default(),
+            mcp: AtomicU16::new(200),
+            streams: Mutex::default(),
+        }
+    }
 }
 
 impl Oc {
@@ -68,9 +79,10 @@ impl Oc {
                     oc.streams.lock().unwrap().push(sender);
                     Act::Stream(receiver)
                 }
-                "/config/providers" if oc.spoilt.load(Ordering::SeqCst) => {
-                    Act::Say(503, String::new())
-                }
+                "/mcp" => match oc.mcp.load(Ordering::SeqCst) {
+                    0 => Act::Hang,
+                    code => Act::Say(code, "{}".into()),
+                },
                 _ => say("{}"),
             }
         })
@@ -101,6 +113,7 @@ pub(super) fn timings() -> Timings {
         runner_lost: millis(300),
         start_health_within: millis(200),
         start_within: millis(1500),
+        prepare_within: millis(500),
         health_every: millis(30),
         health_within: millis(60),
         restart_most: millis(50),
