@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SendFlags, SocketFlags, SocketType, bind, ipproto, sendto, socket_with, sockopt,
 };
-use rustix::process::{Pid, Signal, getppid, test_kill_process};
+use rustix::process::{Pid, Signal, getppid, test_kill_process, test_kill_process_group};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::fs;
@@ -27,7 +27,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::unix::pipe::Receiver;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 /// The command of the outer part.
 pub const OUTER: &str = "rehearse";
@@ -126,8 +126,17 @@ async fn attempt(
     let text = timeout(LIMIT, read).await;
     drop(process);
     let _ = timeout(LIMIT, exit).await;
+    let _ = timeout(LIMIT, gone(pid)).await;
     let text = text.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     Ok(serde_json::from_str(&text)?)
+}
+
+/// Returns when nobody of this group is left, not even dead: the inner part outlives the outer one for an
+/// instant, and whoever sweeps then would count it as a tool.
+async fn gone(group: Pid) {
+    while test_kill_process_group(group).is_ok() {
+        sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// The process of a rehearsal and all of its group.

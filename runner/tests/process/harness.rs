@@ -136,13 +136,22 @@ impl Runner {
         None
     }
 
-    /// States of the runner's direct children, to look for zombies.
-    pub(crate) fn zombies(&self) -> usize {
+    /// Waits until nothing dead is left. It is not so at once: the runner's own trials end beside all else.
+    pub(crate) fn no_zombies(&self) {
         let own = self.child.id().cast_signed();
-        processes()
-            .iter()
-            .filter(|p| p.parent == own && p.state == 'Z')
-            .count()
+        let zombie = |p: &Process| p.parent == own && p.state == 'Z';
+        eventually("the end of all zombies", || !processes().iter().any(zombie));
+    }
+
+    /// Waits until OpenCode and what runs `git` for it are the only children, dead ones included.
+    pub(crate) fn alone_with(&self, opencode: i32) {
+        let own = self.child.id().cast_signed();
+        let host = |pid: i32| {
+            fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| line.split(|b| *b == 0).nth(1) == Some(b"offline"))
+        };
+        let other = |p: &Process| p.parent == own && p.pid != opencode && !host(p.pid);
+        eventually("the end of all others", || !processes().iter().any(other));
     }
 }
 

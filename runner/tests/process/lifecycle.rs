@@ -29,7 +29,7 @@ fn a_process_starts_runs_and_stops() {
     assert_eq!(runner.stop(5000).phase, Phase::Stopped);
     assert_eq!(watch.next().unwrap().phase, Phase::Stopped);
     assert!(!is_alive(pid));
-    assert_eq!(runner.zombies(), 0);
+    runner.no_zombies();
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn a_kill_is_told_at_once_although_a_child_holds_the_pipes() {
     assert!(killed.elapsed() < Duration::from_secs(2));
     assert_eq!((code, signal, stderr.as_str()), (None, Some(9), "up\n"));
     eventually("the end of what was left", || sleepers(&mark) == 0);
-    assert_eq!(runner.zombies(), 0);
+    runner.no_zombies();
     // Nothing restarts it.
     let state = runner.watch().next().unwrap();
     assert!(matches!(state.phase, Phase::Exited { .. }));
@@ -215,7 +215,7 @@ fn who_ignores_term_is_killed_after_the_grace_and_a_second_stop_hurries() {
     eventually("the trap", || ready.exists());
     assert_eq!(runner.stop(60_000).phase, Phase::Stopped);
     assert!(runner.path("w/late").exists(), "it had its time");
-    assert_eq!(runner.zombies(), 0);
+    runner.no_zombies();
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn what_the_image_cannot_run_is_unsupported_and_the_runner_stays() {
     assert!(message.contains(complaint) && message.contains("glibc"));
     // And afterwards the right one.
     runner.launch(&program("/bin/sleep", &[&marker()]));
-    assert_eq!(runner.zombies(), 0);
+    runner.no_zombies();
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn a_launch_that_exec_cannot_take_is_refused() {
         panic!()
     };
     assert!(stderr.contains("cannot start"), "{stderr}");
-    assert_eq!(runner.zombies(), 0);
+    runner.no_zombies();
 }
 
 #[test]
