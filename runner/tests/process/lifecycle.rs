@@ -383,7 +383,7 @@ fn a_launch_that_exec_cannot_take_is_refused() {
 #[test]
 fn term_ends_all_in_time() {
     for stubborn in [false, true] {
-        let mut runner = Runner::start_with(&[("RUNNER_GRACE_MS", "300")]);
+        let mut runner = Runner::start_with(&[("RUNNER_GRACE_MS", "3000")]);
         let mark = marker();
         let trap = if stubborn { "trap '' TERM;" } else { "" };
         let script =
@@ -398,9 +398,9 @@ fn term_ends_all_in_time() {
         runner.signal(Signal::TERM);
         assert_eq!(watch.next().unwrap().phase, Phase::Stopped);
         assert_eq!(watch.next(), None);
-        let status = runner.end(Duration::from_secs(5)).expect("the runner ends");
+        let status = runner.end(Duration::from_secs(15)).expect("the runner ends");
         assert_eq!(status.code(), Some(0));
-        assert_eq!(begun.elapsed() >= Duration::from_millis(300), stubborn);
+        assert_eq!(begun.elapsed() >= Duration::from_secs(3), stubborn);
         assert_eq!(sleepers(&mark), 0);
         assert!(!runner.socket().exists());
     }
