@@ -398,7 +398,9 @@ fn term_ends_all_in_time() {
         runner.signal(Signal::TERM);
         assert_eq!(watch.next().unwrap().phase, Phase::Stopped);
         assert_eq!(watch.next(), None);
-        let status = runner.end(Duration::from_secs(15)).expect("the runner ends");
+        let status = runner
+            .end(Duration::from_secs(15))
+            .expect("the runner ends");
         assert_eq!(status.code(), Some(0));
         assert_eq!(begun.elapsed() >= Duration::from_secs(3), stubborn);
         assert_eq!(sleepers(&mark), 0);

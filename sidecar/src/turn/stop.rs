@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 /// and the checkpoint it fits into what turns have after SIGTERM (`TURNS_END`, 17 s).
 const ABORT_BOUND: Duration = Duration::from_secs(8);
 /// How long an OpenCode that has a prompt may stay idle before it counts as one that never begins.
-const BEGIN_BOUND: Duration = Duration::from_secs(2);
+const BEGIN_BOUND: Duration = Duration::from_secs(4);
 /// How long one look at the stored messages, and at what OpenCode keeps for life, may take after that.
 const SETTLE_BOUND: Duration = Duration::from_secs(3);
 

@@ -69,6 +69,23 @@ fn limits_are_in_the_cgroup_change_in_place_and_bound_turns() {
     });
 }
 
+/// Prompts until a turn is complete: a raised budget is there within seconds.
+async fn becomes_enough(session: &Session) {
+    let mut attempt = 0;
+    eventually("a turn within the new budget", READY, || {
+        attempt += 1;
+        let name = format!("again-{attempt}");
+        async move {
+            let id = session.create(&name, "SCENARIO:hello").await;
+            match &session.read(&id).await.ends()[0].body {
+                EventBody::Complete(_) => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        }
+    })
+    .await;
+}
+
 #[test]
 fn a_budget_ends_turns_and_is_raised_without_another_pod() {
     run("budget", |ns| async move {
@@ -82,20 +99,7 @@ fn a_budget_ends_turns_and_is_raised_without_another_pod() {
 
         let pod = session.pod_uid().await;
         session.patch(calls(100)).await;
-        let mut attempt = 0;
-        eventually("a turn within the new budget", READY, || {
-            attempt += 1;
-            let (session, name) = (&session, format!("again-{attempt}"));
-            async move {
-                let id = session.create(&name, "SCENARIO:hello").await;
-                let reader = session.read(&id).await;
-                match &reader.ends()[0].body {
-                    EventBody::Complete(_) => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
-            }
-        })
-        .await;
+        becomes_enough(&session).await;
         assert_eq!(session.pod_uid().await, pod);
         eventually("the calls on the object", READY, || async {
             let usage = session
@@ -141,19 +145,7 @@ fn a_budget_in_usd_is_kept_and_the_log_of_calls_agrees() {
         );
 
         session.patch(budget("25")).await;
-        let mut attempt = 0;
-        eventually("a turn within the new budget", READY, || {
-            attempt += 1;
-            let (session, name) = (&session, format!("again-{attempt}"));
-            async move {
-                let id = session.create(&name, "SCENARIO:hello").await;
-                match &session.read(&id).await.ends()[0].body {
-                    EventBody::Complete(_) => Ok(()),
-                    other => Err(format!("{other:?}")),
-                }
-            }
-        })
-        .await;
+        becomes_enough(&session).await;
         let usage = eventually("what it cost on the object", READY, || async {
             let usage = session.object().await?.status.and_then(|s| s.usage);
             let usage = usage.ok_or("no usage")?;
