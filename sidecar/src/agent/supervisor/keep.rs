@@ -251,7 +251,6 @@ impl Supervisor {
                     },
                     ended = self.interrupted(watch, process, began) => return ended,
                 }
-                tracing::info!(after = ?opened.elapsed(), "OpenCode has made what turns need");
             }
             self.told.change(|s| {
                 s.ready = true;

@@ -40,6 +40,7 @@ pub(super) async fn prepared(
     preparing: &mut AbortOnDropHandle<Result<(), OpenCodeError>>,
     timings: Timings,
 ) -> Result<(), String> {
+    let began = Instant::now();
     match timeout(timings.prepare_within, preparing).await {
         Ok(Ok(Err(error))) if error.is_spoilt() => Err(format!("it can run no turn: {error}")),
         Ok(Ok(Err(error))) => {
@@ -50,7 +51,10 @@ pub(super) async fn prepared(
             tracing::error!(%error, "the task that has OpenCode make what turns need ended");
             Ok(())
         }
-        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Ok(()))) => {
+            tracing::info!(after = ?began.elapsed(), "OpenCode has made what turns need");
+            Ok(())
+        }
         Err(_) => {
             tracing::warn!("OpenCode still makes what turns need: an MCP server may not answer");
             Ok(())
